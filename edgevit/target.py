@@ -1,0 +1,108 @@
+"""What a target file says: the device, the runtime and how to time on it. Data only; see targets/README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgevit.schema import Problem, Strict, load_toml
+from edgevit.shipped import find_shipped
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Runtime = Literal["onnxruntime", "openvino"]
+Multiple = Annotated[int, Field(ge=1)]
+Opset = Annotated[int, Field(ge=17, le=23)]
+
+DEFAULT_TARGET = "openvino-cpu"
+
+
+class Rules(Strict):
+    """Counts that the device wants to be multiples of something; 1 allows every count."""
+
+    heads: Multiple = 1
+    """Kept heads per block are a multiple of this, >= 1."""
+    qk: Multiple = 1
+    """Kept query/key dims per head are a multiple of this, >= 1."""
+    vo: Multiple = 1
+    """Kept value/output dims per head are a multiple of this, >= 1."""
+    hidden: Multiple = 1
+    """Kept hidden neurons per block are a multiple of this, >= 1."""
+    token: Multiple = 1
+    """Tokens that leave a block are a multiple of this, >= 1."""
+
+
+class Timing(Strict):
+    """How dense and slim are timed against each other on the device."""
+
+    warmup_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Seconds of untimed runs of each artefact before the first sample, >= 0."""
+    seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Time budget in seconds for the samples of one compared pair, > 0."""
+    min_samples: int = Field(default=50, ge=10)
+    """Samples of each artefact taken even when the time budget is spent, >= 10."""
+    max_samples: int = Field(default=2000, ge=10)
+    """Samples of each artefact after which timing ends early, >= min_samples."""
+    max_interval_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Widest 95 % interval of the speed-up that is still trusted, as (high - low) / speed-up, 0..1."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse fewer samples at most than at least."""
+        low = table.get("min_samples", cls.model_fields["min_samples"].default)
+        high = table.get("max_samples", cls.model_fields["max_samples"].default)
+        if isinstance(low, int) and isinstance(high, int) and high < low:
+            return [Problem("max_samples", f"expected at least min_samples = {low}, got {high}")]
+        return []
+
+
+class Target(Strict):
+    """One device as edgevit sees it; every key but `runtime` has a default."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Name of the target and of its folder in the build directory; default: the file's stem."""
+    description: str = ""
+    """One line for `edgevit targets`: what the device is."""
+    source: str = ""
+    """Where the facts in this file come from: a data sheet, a link, or how they were measured."""
+    runtime: Runtime
+    """The runtime that builds and runs the artefact."""
+    device: str = Field(default="cpu", min_length=1)
+    """The runtime's own name of the device, in lower case."""
+    precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    """Precisions that are built and compared when the recipe names none; the first is the reference."""
+    batch: int = Field(default=1, ge=1)
+    """Images per run when timing, >= 1."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the runtime, >= 1, or 0 for all cores."""
+    opset: Opset = 18
+    """ONNX opset of the exported graph, 17..23."""
+    rules: Rules = Rules()
+    """Counts that the device wants to be multiples of something."""
+    timing: Timing = Timing()
+    """How dense and slim are timed against each other."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a precision named twice."""
+        return repeated_precisions("precisions", table.get("precisions"))
+
+
+def repeated_precisions(key: str, precisions: object) -> list[Problem]:
+    """Return a problem under `key` when a list of precisions, as written, names one twice."""
+    if not isinstance(precisions, tuple) or len(set(map(str, precisions))) == len(precisions):
+        return []
+    return [Problem(key, "expected each precision once, got " + ", ".join(map(str, precisions)))]
+
+
+def load_target(name_or_path: str, relative_to: Path) -> Target:
+    """Load the target that `name_or_path` means; a path is relative to the folder `relative_to`.
+
+    Raises:
+        RecipeError: no such target, or its file has problems (all are listed).
+    """
+    path = find_shipped("targets", name_or_path, relative_to)
+    target = load_toml(path, Target)
+    return target if target.name else target.model_copy(update={"name": path.stem})
