@@ -10,9 +10,9 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from edgevit.errors import RecipeError
@@ -58,6 +58,15 @@ class Strict(BaseModel):
 
 
 T = TypeVar("T", bound=Strict)
+
+
+def _folder_name(name: str) -> str:
+    if not name.isprintable() or name.startswith(".") or "/" in name or "\\" in name or not name.strip():
+        raise ValueError("a folder's name (no slash, no leading dot, printable)")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 def section(table: Mapping[str, object], key: str) -> Mapping[str, object]:
@@ -143,6 +152,8 @@ def _field_problems(
             continue  # the conflicts of the whole table, which the caller lists key by key
         by_path.setdefault(_written_path(table, detail), []).append(detail)
     for path, same in by_path.items():
+        if any(other[: len(path)] == path and other != path for other in by_path):
+            continue  # a list that fits but for one item, which is named: this adds nothing
         conflict = same[0].get("ctx", {}).get("error")
         if isinstance(conflict, ConflictError):
             yield from (Problem(f"{_dotted(path)}.{key}", text) for key, text in conflict.problems)
@@ -179,8 +190,12 @@ def _problem_text(kind: type[Strict], path: Sequence[str | int], same: Sequence[
         return "missing; this key is required"
     if first["type"] == "extra_forbidden":
         return _unknown_key_text(_kind_at(kind, path[:-1]), str(path[-1]))
-    expected = dict.fromkeys(_expected(detail) for detail in same)
-    return f"expected {' or '.join(expected)}, got {_shown(first['input'])}"
+    expected = list(dict.fromkeys(_expected(detail) for detail in same))
+    return f"expected {_alternatives(expected)}, got {_shown(first['input'])}"
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return " or ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _unknown_key_text(kind: type[Strict], key: str) -> str:
@@ -223,11 +238,12 @@ _EXPECTED = {
     "string_too_short": "text of at least {min_length} characters",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
-    "string_pattern_mismatch": "text that matches {pattern}",
 }
 
 
 def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
     phrase = _EXPECTED.get(detail["type"])
     return (
         phrase.format(**detail.get("ctx", {})).replace("'", '"')

@@ -45,7 +45,8 @@ def find_shipped(kind: Kind, name_or_path: str, relative_to: Path) -> Path:
     names = shipped_names(kind)
     if name_or_path in names:
         return shipped_dir(kind) / f"{name_or_path}.toml"
+    own = [path.name for path in relative_to.glob("*.toml")]
     raise RecipeError(
-        f'no {_NOUNS[kind]} is named "{name_or_path}".{did_you_mean(name_or_path, names)}'
+        f'no {_NOUNS[kind]} is named "{name_or_path}".{did_you_mean(name_or_path, [*names, *own])}'
         f" There are: {', '.join(names) or 'none'}. A file of your own is given by its path, ending in .toml."
     )

@@ -1,4 +1,4 @@
-"""What a target file says: the device, the runtime and how to time on it. Data only; see targets/README.md."""
+"""What a target file says: the device, the runtime and how to time on it. Data; see targets/README.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgevit.schema import Problem, Strict, load_toml
+from edgevit.schema import FolderName, Problem, Strict, load_toml
 from edgevit.shipped import find_shipped
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -61,7 +61,7 @@ class Timing(Strict):
 class Target(Strict):
     """One device as edgevit sees it; every key but `runtime` has a default."""
 
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    name: FolderName = ""
     """Name of the target and of its folder in the build directory; default: the file's stem."""
     description: str = ""
     """One line for `edgevit targets`: what the device is."""
