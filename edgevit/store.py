@@ -1,0 +1,410 @@
+"""Keep the output of every stage under the hash of its inputs, and give the results public names.
+
+    build/<name>/
+      .edgevit/build.json       whose build this is, and the public names that edgevit wrote
+      .edgevit/lock             advisory lock; holds the process id of the running build
+      .edgevit/tmp/             everything unfinished; emptied whenever the directory is opened
+      .edgevit/stages/<stage>-<hash12>/   finished outputs, each with its own `.stage.json`
+      plan.json, onnx/..., ...  public names: hard links into the stages where the disk allows it
+
+A stage is written below `tmp/`, flushed to the disk, then renamed. So a kill at any moment leaves
+a stage either absent or whole, and a public name either old or new. `.stage.json` keeps size, time
+and SHA-256 of every file: an output that was changed or cut afterwards (a tool that edits the public
+file in place changes the linked stage too) is noticed and made again.
+
+Stages that the current build does not use stay, newest first, as long as they are together no
+larger than those in use: going back to the previous recipe is free, and the directory at most doubles.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TypeAlias
+
+from edgevit.disk import (
+    atomic_write,
+    disk_errors,
+    files_below,
+    full_disk,
+    sha256_file,
+    sha256_tree,
+    sync,
+    write_synced,
+)
+from edgevit.errors import OutputError
+
+__all__ = ["JSON", "Store", "atomic_write", "canonical_json", "sha256_file", "sha256_tree"]
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+_FORMAT = 1
+_OWN = ".edgevit"
+_RECORD = ".stage.json"
+
+
+def canonical_json(value: JSON) -> str:
+    """Write `value` as JSON with sorted keys and no spaces: equal values give equal text.
+
+    Raises:
+        TypeError: a value that JSON does not have.
+        ValueError: a number that is not finite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+class Store:
+    """Stage outputs and public files of one build directory; open it with `Store.open`.
+
+    One process at a time holds a directory. Stages may run in several threads if their names differ;
+    `publish` and `finish` belong to one thread.
+    """
+
+    def __init__(self, root: Path, name: str, lock_fd: int) -> None:
+        """Take over a directory that `open` has checked and locked."""
+        self.root = root
+        self.name = name
+        self._lock_fd = lock_fd
+        self._stages = root / _OWN / "stages"
+        self._tmp = root / _OWN / "tmp"
+        self._used: set[str] = set()
+        self._published: set[str] = set()
+        self._known: set[str] = set()
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> Store:
+        """Open or create the build directory `root` of the recipe `name`, and lock it.
+
+        Left-overs of an interrupted build are removed.
+
+        Raises:
+            OutputError: `root` cannot be written, holds something else, or is in use by another build.
+            DiskFullError: no space for the few bytes of the marker.
+        """
+        _check_owner(root, name)
+        with disk_errors(root):
+            (root / _OWN).mkdir(parents=True, exist_ok=True)
+        store = cls(root, name, _lock(root))
+        try:
+            _check_owner(root, name)
+            with disk_errors(root):
+                shutil.rmtree(store._tmp, ignore_errors=True)
+                store._tmp.mkdir(exist_ok=True)
+                store._stages.mkdir(exist_ok=True)
+            store._known = set(_published_names(root))
+            store._write_marker()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def __enter__(self) -> Store:
+        """Return the store itself; leaving the block unlocks the directory."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unlock the directory."""
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the directory; closing twice does nothing."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def stage_path(self, name: str, key: Mapping[str, JSON]) -> Path:
+        """Return the folder that the output of this stage has, or will have.
+
+        Args:
+            name: the stage, as it appears in the folder's name.
+            key: everything the output depends on: options, hashes of inputs, versions.
+
+        Raises:
+            TypeError: the key holds a value that JSON does not have.
+        """
+        return self._stages / f"{name}-{_key_sha256(name, key)[:12]}"
+
+    def has(self, name: str, key: Mapping[str, JSON]) -> bool:
+        """Say whether the output of this stage is there, whole and unchanged."""
+        return _is_whole(self.stage_path(name, key), _key_sha256(name, key))
+
+    def run(self, name: str, key: Mapping[str, JSON], make: Callable[[Path], None]) -> Path:
+        """Return the finished folder of a stage, calling `make(folder)` only when it is not there.
+
+        Whatever `make` raises, its folder is removed and nothing appears under the final name.
+
+        Raises:
+            DiskFullError: no space left, also where `make` met it.
+            OutputError: the directory cannot be written.
+        """
+        final = self.stage_path(name, key)
+        self._used.add(final.name)
+        if _is_whole(final, _key_sha256(name, key)):
+            os.utime(final)
+            return final
+        temporary = self._tmp / final.name
+        with disk_errors(final):
+            shutil.rmtree(final, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        try:
+            make(temporary)
+            with disk_errors(final):
+                _seal(temporary, name, key)
+                os.rename(temporary, final)
+                sync(self._stages)
+        except BaseException as error:
+            # The free space is part of the message, so it is read before the room is given back.
+            full = full_disk(error, final)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if full is not None:
+                raise full from error
+            raise
+        return final
+
+    def publish(self, source: Path, name: str) -> Path:
+        """Give a file, or all files of a folder, of a stage a public name below the build directory.
+
+        Each file appears at once and whole: as a hard link where the file system can, else as a copy.
+
+        Args:
+            source: a file or folder that `run` returned or that lies in it.
+            name: relative name with forward slashes, for example "onnx/fp32.onnx".
+
+        Raises:
+            ValueError: the name leaves the build directory.
+            OutputError: a file of that name is there which edgevit did not write.
+            DiskFullError: no space left for a copy; the old file stays.
+        """
+        files = {name: source} if source.is_file() else _below(source, name)
+        for public in files:
+            _check_public(public)
+        self._claim(set(files))
+        for public, file in files.items():
+            self._put(file, public)
+        return self.root / name
+
+    def finish(self) -> None:
+        """Remove public files that this build no longer makes, and stages beyond the allowance.
+
+        Only files that edgevit wrote are removed. Call it once, after the last `publish`.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        with disk_errors(self.root):
+            for name in sorted(self._known - self._published):
+                path = self.root / name
+                path.unlink(missing_ok=True)
+                _remove_empty(path.parent, self.root)
+            self._known = set(self._published)
+            self._write_marker()
+            self._prune_stages()
+            sync(self.root)
+
+    def _claim(self, names: set[str]) -> None:
+        """Note the names before any file appears, so that a killed build's files are still known."""
+        for name in sorted(names - self._known):
+            if (self.root / name).exists():
+                raise OutputError(
+                    f"{self.root / name}: this file is in the way and was not written by edgevit. "
+                    "Move it away, or build elsewhere with --out DIR."
+                )
+        self._published |= names
+        if not names <= self._known:
+            self._known |= names
+            self._write_marker()
+
+    def _put(self, source: Path, name: str) -> None:
+        target = self.root / name
+        if target.exists() and target.samefile(source):
+            return
+        temporary = self._tmp / f"publish-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        with disk_errors(target, source.stat().st_size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.unlink(missing_ok=True)
+                _link_or_copy(source, temporary)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync(target.parent)
+
+    def _write_marker(self) -> None:
+        marker: JSON = {"format": _FORMAT, "name": self.name, "published": sorted(self._known)}
+        raw = canonical_json(marker).encode() + b"\n"
+        temporary = self._tmp / "build.json"
+        with disk_errors(self.root / _OWN / "build.json", len(raw)):
+            try:
+                write_synced(temporary, raw)
+                os.replace(temporary, self.root / _OWN / "build.json")
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def _prune_stages(self) -> None:
+        stages = sorted(self._stages.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        room = sum(_size_bytes(path) for path in stages if path.name in self._used)
+        for path in stages:
+            if path.name in self._used:
+                continue
+            room -= _size_bytes(path)
+            if room < 0:
+                # Renamed first: a kill during the removal must not leave a stage with files missing.
+                os.rename(path, self._tmp / path.name)
+                shutil.rmtree(self._tmp / path.name, ignore_errors=True)
+
+
+def _key_sha256(name: str, key: Mapping[str, JSON]) -> str:
+    return hashlib.sha256(canonical_json({"format": _FORMAT, "stage": name, "key": key}).encode()).hexdigest()
+
+
+def _below(folder: Path, name: str) -> dict[str, Path]:
+    files = [path for path in files_below(folder) if path.name != _RECORD]
+    return {(PurePosixPath(name) / path.relative_to(folder).as_posix()).as_posix(): path for path in files}
+
+
+def _check_public(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or parts[0] == _OWN:
+        raise ValueError(f"{name!r} is no name below the build directory: give one like 'onnx/fp32.onnx'")
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in files_below(folder))
+
+
+def _seal(folder: Path, name: str, key: Mapping[str, JSON]) -> None:
+    """Flush every file to the disk and note what belongs to the stage.
+
+    The note is written last. It also catches writers that ignore a full disk: with no block left
+    for it, the stage fails here instead of passing for finished.
+    """
+    files: dict[str, JSON] = {}
+    for path in files_below(folder):
+        sync(path)
+        state = path.stat()
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": state.st_size,
+            "mtime_ns": state.st_mtime_ns,
+            "sha256": sha256_file(path),
+        }
+    record: JSON = {"stage": name, "key": key, "key_sha256": _key_sha256(name, key), "files": files}
+    write_synced(folder / _RECORD, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
+    for inner, _, _ in os.walk(folder):
+        sync(Path(inner))
+
+
+def _is_whole(folder: Path, key_sha256: str) -> bool:
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+        if record["key_sha256"] != key_sha256:
+            return False
+        present = {path.relative_to(folder).as_posix() for path in files_below(folder)} - {_RECORD}
+        noted: dict[str, dict[str, int | str]] = record["files"]
+        return present == set(noted) and all(_is_unchanged(folder / n, f) for n, f in noted.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_unchanged(path: Path, noted: Mapping[str, int | str]) -> bool:
+    """Compare size and time, and the hash only where the time differs (a copied build directory)."""
+    state = path.stat()
+    if state.st_size != noted["bytes"]:
+        return False
+    return state.st_mtime_ns == noted["mtime_ns"] or sha256_file(path) == noted["sha256"]
+
+
+def _marker(root: Path) -> dict[str, JSON] | None:
+    """Read whose build a directory is; None when it is no build."""
+    try:
+        marker = json.loads((root / _OWN / "build.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{root / _OWN / 'build.json'}: cannot be read ({error}). "
+            "Remove the directory if it may go, or build elsewhere with --out DIR."
+        ) from error
+    if not isinstance(marker, dict) or marker.get("format") != _FORMAT:
+        raise OutputError(
+            f"{root}: written by another version of edgevit (expected format {_FORMAT}). "
+            "Remove the directory, which costs one full build, or build elsewhere with --out DIR."
+        )
+    return marker
+
+
+def _published_names(root: Path) -> list[str]:
+    marker = _marker(root)
+    names = marker.get("published") if marker else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _check_owner(root: Path, name: str) -> None:
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise OutputError(f"{root}: expected a directory, found a file. Give another one with --out DIR.")
+    with disk_errors(root):
+        marker = _marker(root)
+        foreign = sorted(path.name for path in root.iterdir() if path.name != _OWN)
+    if marker is None and foreign:
+        raise OutputError(
+            f"{root}: expected an empty directory or an edgevit build, found {len(foreign)} other "
+            f"entries ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}). "
+            "Nothing was changed. Build elsewhere with --out DIR."
+        )
+    if marker is not None and marker.get("name") != name:
+        raise OutputError(
+            f"{root}: expected the build of {name!r}, found that of {marker.get('name')!r}. "
+            "Nothing was changed. Build elsewhere with --out DIR, or give the recipe another name."
+        )
+
+
+def _lock(root: Path) -> int:
+    """Lock the directory for this process; the kernel unlocks it when the process ends in any way."""
+    path = root / _OWN / "lock"
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except BlockingIOError as error:
+            os.close(descriptor)
+            holder = path.read_text().strip()
+            raise OutputError(
+                f"{root}: another edgevit build uses this directory (process {holder or 'unknown'}). "
+                "Wait until it ends, or build elsewhere with --out DIR."
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Remove `folder` and its parents up to `root`, as far as nothing is left in them."""
+    while folder != root and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent

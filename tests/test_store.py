@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgevit.disk import sha256_tree
+from edgevit.errors import DiskFullError, EdgevitError, OutputError
+from edgevit.store import Store, canonical_json
+
+# A build of two stages, of which the second depends on the first; its files differ with the recipe.
+BUILD = """
+import os, shutil, signal, sys
+from pathlib import Path
+from edgevit.store import Store
+
+def build(root, width):
+    def plan(folder):
+        (folder / "plan.json").write_bytes(b"%d" % width * 3000)
+    def export(folder):
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "fp32.onnx").write_bytes((plan_dir / "plan.json").read_bytes() * 2)
+        (folder / "onnx" / f"only-{width}.onnx").write_bytes(b"x" * width)
+    with Store.open(root, "toy") as store:
+        plan_dir = store.run("plan", {"width": width}, plan)
+        export_dir = store.run("export", {"plan": width}, export)
+        store.publish(plan_dir / "plan.json", "plan.json")
+        store.publish(export_dir / "onnx", "onnx")
+        store.finish()
+"""
+
+# Forks a build of recipe 2 over a finished build of recipe 1, and kills it at its n-th system event
+# (open, mkdir, rename, link, remove ...), for every n until a build comes through alive.
+KILLED_EVERYWHERE = (
+    BUILD
+    + """
+import itertools
+base, expected = Path(sys.argv[1]), None
+for n in itertools.count(1):
+    root = base / str(n)
+    build(root, 1)
+    child = os.fork()
+    if child == 0:
+        events = itertools.count(1)
+        def kill(event, args):
+            if event.startswith(("open", "os.", "shutil.", "fcntl.")) and next(events) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(kill)
+        build(root, 2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        print(n)
+        break
+"""
+)
+
+
+def _public(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return {
+        name: path.read_bytes() for name, path in sorted(names.items()) if not name.startswith(".edgevit/")
+    }
+
+
+def _fill(text: str, name: str = "out.txt") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return make
+
+
+def _never(folder: Path) -> None:
+    raise AssertionError(f"{folder} was made again")
+
+
+def _python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_run_with_the_same_key_makes_the_output_once(tmp_path: Path) -> None:
+    key = {"heads": [3, 3], "recover": "none"}
+    with Store.open(tmp_path / "b", "toy") as store:
+        assert not store.has("slim", key)
+        first = store.run("slim", key, _fill("weights"))
+        assert store.has("slim", key)
+        assert store.run("slim", key, _never) == first
+    with Store.open(tmp_path / "b", "toy") as store:
+        assert store.run("slim", dict(reversed(key.items())), _never) == first
+        assert first.name.startswith("slim-")
+        assert store.run("slim", {**key, "recover": "closed-form"}, _fill("other")) != first
+        assert store.run("plan", key, _fill("same key, other stage")) != first
+
+
+def test_run_whose_make_fails_leaves_nothing_and_passes_the_error_on(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise EdgevitError("block 3 has no heads")
+
+    with Store.open(tmp_path, "toy") as store:
+        with pytest.raises(EdgevitError, match="block 3 has no heads"):
+            store.run("slim", {}, make)
+        assert list((tmp_path / ".edgevit").rglob("*half*")) == []
+        assert store.run("slim", {}, _fill("whole")).is_dir()
+
+
+def test_run_after_make_could_not_read_its_input_does_not_blame_the_output(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", "image.png")
+
+    with Store.open(tmp_path, "toy") as store, pytest.raises(PermissionError, match=r"image\.png"):
+        store.run("calibrate", {}, make)
+
+
+@pytest.mark.parametrize("damage", ["cut", "edit", "remove", "add"])
+def test_run_with_a_damaged_output_makes_it_again(tmp_path: Path, damage: str) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        folder = store.run("export", {}, _fill("graph"))
+        public = store.publish(folder / "out.txt", "onnx/fp32.onnx")
+        match damage:
+            case "cut":
+                os.truncate(public, 2)
+            case "edit":  # in place: the stage shares the bytes through the hard link
+                with public.open("r+b") as file:
+                    file.write(b"GRAPH")
+                os.utime(public, ns=(1, 1))
+            case "remove":
+                (folder / "out.txt").unlink()
+            case "add":
+                (folder / "stray.tmp").write_text("x")
+        assert store.run("export", {}, _fill("graph")) == folder
+        store.publish(folder / "out.txt", "onnx/fp32.onnx")
+        assert public.read_text() == "graph"
+        assert sorted(path.name for path in folder.iterdir()) == [".stage.json", "out.txt"]
+
+
+def test_run_in_a_copied_build_with_other_times_reuses_it(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        folder = store.run("export", {}, _fill("graph"))
+        os.utime(folder / "out.txt", ns=(1, 1))
+        assert store.run("export", {}, _never) == folder
+
+
+def test_publish_again_with_fewer_files_finish_removes_only_edgevits_own(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        folder = store.run("export", {"n": 2}, _fill("int8", "int8.onnx"))
+        store.publish(folder, "onnx")
+        store.publish(folder / "int8.onnx", "plan.json")
+        store.finish()
+    (tmp_path / "notes.md").write_text("mine")
+    assert _public(tmp_path) == {"notes.md": b"mine", "onnx/int8.onnx": b"int8", "plan.json": b"int8"}
+    with Store.open(tmp_path, "toy") as store:
+        store.publish(store.run("export", {"n": 1}, _fill("new", "plan.json")) / "plan.json", "plan.json")
+        store.finish()
+    assert _public(tmp_path) == {"notes.md": b"mine", "plan.json": b"new"}
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_publish_over_a_file_of_the_user_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        (tmp_path / "plan.json").write_text("mine")
+        folder = store.run("plan", {}, _fill("x"))
+        with pytest.raises(OutputError, match=r"plan\.json: this file is in the way .*--out DIR"):
+            store.publish(folder / "out.txt", "plan.json")
+    assert (tmp_path / "plan.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../plan.json", "/etc/plan.json", ".edgevit/lock", ""])
+def test_publish_outside_the_build_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        folder = store.run("plan", {}, _fill("x"))
+        with pytest.raises(ValueError, match="no name below the build directory"):
+            store.publish(folder / "out.txt", name)
+
+
+def test_finish_keeps_unused_stages_only_up_to_the_size_of_the_used(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        for n in range(3):
+            os.utime(store.run("slim", {"n": n}, _fill("x" * 50_000)), ns=(n, n))
+    with Store.open(tmp_path, "toy") as store:
+        store.run("slim", {"n": 3}, _fill("x" * 60_000))
+        store.finish()
+        assert [store.has("slim", {"n": n}) for n in range(4)] == [False, False, True, True]
+
+
+def test_open_refuses_foreign_content_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"jpg")
+    with pytest.raises(OutputError, match=r"found 1 other entries \(holiday\.jpg\).*--out DIR"):
+        Store.open(tmp_path, "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_open_refuses_a_file_and_the_build_of_another_recipe(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"expected a directory, found a file.*--out DIR"):
+        Store.open(tmp_path / "file", "toy")
+    Store.open(tmp_path / "b", "toy").close()
+    with pytest.raises(OutputError, match=r"expected the build of 'other', found that of 'toy'.*--out DIR"):
+        Store.open(tmp_path / "b", "other")
+
+
+def test_open_refuses_a_marker_of_another_format_or_none_at_all(tmp_path: Path) -> None:
+    Store.open(tmp_path, "toy").close()
+    (tmp_path / ".edgevit" / "build.json").write_text('{"format": 99, "name": "toy"}')
+    with pytest.raises(OutputError, match=r"another version of edgevit \(expected format 1\)"):
+        Store.open(tmp_path, "toy")
+    (tmp_path / ".edgevit" / "build.json").write_text("{")
+    with pytest.raises(OutputError, match=r"build\.json: cannot be read"):
+        Store.open(tmp_path, "toy")
+
+
+def test_open_of_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    # Root may write everywhere but below /proc.
+    root = Path("/proc/edgevit") if os.geteuid() == 0 else tmp_path / "closed" / "build"
+    with pytest.raises(OutputError, match=rf"{root}: cannot be written .*--out DIR"):
+        Store.open(root, "toy")
+
+
+def test_open_while_another_process_builds_names_its_process_id(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from edgevit.store import Store\n"
+        "store = Store.open(Path(sys.argv[1]), 'toy'); print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(OutputError, match=rf"another edgevit build .*\(process {other.pid}\).*--out DIR"):
+            Store.open(tmp_path, "toy")
+        other.send_signal(signal.SIGKILL)
+    Store.open(tmp_path, "toy").close()
+
+
+def test_open_twice_in_one_process_is_refused_until_closed(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy"), pytest.raises(OutputError, match=f"process {os.getpid()}"):
+        Store.open(tmp_path, "toy")
+    Store.open(tmp_path, "toy").close()
+
+
+def test_canonical_json_does_not_depend_on_order_and_refuses_nan() -> None:
+    assert canonical_json({"b": [1, 2.5], "a": None}) == canonical_json({"a": None, "b": [1, 2.5]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})
+
+
+def test_build_killed_in_the_middle_of_make_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+    script = BUILD + (
+        "from pathlib import Path\n"
+        "def half(folder):\n"
+        "    (folder / 'half.bin').write_bytes(b'x' * 100_000)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with Store.open(Path(sys.argv[1]), 'toy') as store: store.run('slim', {'a': 1}, half)\n"
+    )
+    assert _python(script, tmp_path).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("half.bin"))) == 1
+    with Store.open(tmp_path, "toy") as store:
+        assert list(tmp_path.rglob("half.bin")) == []
+        assert not store.has("slim", {"a": 1})
+        assert (store.run("slim", {"a": 1}, _fill("whole")) / "out.txt").read_text() == "whole"
+
+
+def test_build_killed_at_any_system_event_never_shows_a_half_file_and_is_completed(tmp_path: Path) -> None:
+    space: dict[str, object] = {}
+    exec(BUILD, space)  # the same source that the killed processes run
+    build = space["build"]
+    assert callable(build)
+    build(tmp_path / "old", 1)
+    build(tmp_path / "new", 2)
+    old, new = _public(tmp_path / "old"), _public(tmp_path / "new")
+    done = _python(KILLED_EVERYWHERE, tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60
+    mixed = 0
+    for n in range(1, int(done.stdout) + 1):
+        root = tmp_path / "killed" / str(n)
+        shown = _public(root)
+        assert all(raw in (old.get(name), new.get(name)) for name, raw in shown.items()), (n, shown)
+        mixed += shown not in (old, new)
+        build(root, 2)
+        assert _public(root) == new, n
+        assert sha256_tree(root / ".edgevit" / "tmp") == sha256_tree(tmp_path / "new" / ".edgevit" / "tmp"), n
+    assert mixed > 3  # some were killed between the files of one publish
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_run_on_a_full_disk_names_the_free_bytes_and_leaves_nothing(small_disk: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "small.bin").write_bytes(b"x" * 50_000)
+        (folder / "large.bin").write_bytes(b"x" * 500_000)
+
+    with Store.open(small_disk / "b", "toy") as store:
+        kept = store.run("plan", {}, _fill("x" * 20_000))
+        with pytest.raises(DiskFullError, match=r"stages/export-\w+: no space left .*\(0 bytes free\).*kept"):
+            store.run("export", {}, make)
+        assert list(small_disk.rglob("*.bin")) == []
+        assert store.run("plan", {}, _never) == kept
+        assert (store.run("export", {}, _fill("x" * 100_000)) / "out.txt").stat().st_size == 100_000
+
+
+def test_run_whose_writer_ignores_a_full_disk_is_still_refused(small_disk: Path) -> None:
+    def careless(folder: Path) -> None:
+        with (folder / "model.bin").open("wb", buffering=0) as file:
+            for _ in itertools.repeat(None, 200):
+                try:
+                    file.write(b"x" * 4096)
+                except OSError:
+                    return
+
+    with Store.open(small_disk, "toy") as store:
+        with pytest.raises(DiskFullError, match="no space left"):
+            store.run("ir", {}, careless)
+        assert not store.has("ir", {})
+
+
+def test_publish_of_a_copy_on_a_full_disk_keeps_the_old_file(small_disk: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.bin"  # another file system: no hard link is possible
+    with Store.open(small_disk, "toy") as store:
+        outside.write_bytes(b"old")
+        store.publish(outside, "model.bin")
+        outside.write_bytes(b"x" * 600_000)
+        with pytest.raises(DiskFullError, match=r"model\.bin: .*\(600,000 bytes needed, [\d,]+ bytes free\)"):
+            store.publish(outside, "model.bin")
+    assert _public(small_disk) == {"model.bin": b"old"}
+
+
+def test_open_on_a_read_only_disk_says_so(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OutputError, match=r"cannot be written \(Read-only file system\). Make it writable"):
+        Store.open(small_disk / "b", "toy")
