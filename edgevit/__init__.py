@@ -10,3 +10,7 @@ from edgevit.errors import EdgevitError
 __version__ = "0.1.0"
 
 __all__ = ["EdgevitError", "__version__"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

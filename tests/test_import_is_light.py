@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "datasets", "scipy", "altair", "pydantic")
+HEAVY = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "datasets", "altair", "pydantic")
 
 
 def test_import_edgevit_loads_no_heavy_module() -> None:
