@@ -1,0 +1,85 @@
+"""MACs, params and bytes of a model, from its dims alone.
+
+MACs are multiply-accumulates of convolutions and matrix products (activation by activation ones too), counted as
+the ViT literature does: DeiT-T/S/B have 1.254 / 4.599 / 17.564 G. What a paper calls FLOPs of a ViT is this number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevit.models.arch import Arch, BlockDims
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs: MACs, and the params read for it."""
+
+    macs: int
+    params: int
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the params in float32."""
+        return 4 * self.params
+
+    def __add__(self, other: Cost) -> Cost:
+        """Add two costs."""
+        return Cost(self.macs + other.macs, self.params + other.params)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of the stem (patch embedding, positions), of each block, and of the head (last norm, classifier)."""
+
+    stem: Cost
+    blocks: tuple[Cost, ...]
+    head: Cost
+
+    @property
+    def total(self) -> Cost:
+        """Return the cost of the whole model."""
+        return sum(self.blocks, self.stem + self.head)
+
+
+def model_cost(arch: Arch) -> ModelCost:
+    """Count a model from its dims."""
+    area = arch.image[0] * arch.patch[0] * arch.patch[1]
+    norm = 2 * arch.embed
+    stem = Cost(
+        macs=arch.patches * area * arch.embed,
+        params=(area + 1) * arch.embed + arch.tokens * arch.embed + (norm if arch.pre_norm else 0),
+    )
+    heads = 2 if arch.reads == "class+distillation" else 1
+    head = Cost(
+        macs=heads * arch.embed * arch.classes,
+        params=heads * (arch.embed + 1) * arch.classes + (norm if arch.norm != "none" else 0),
+    )
+    return ModelCost(stem, tuple(block_cost(arch, block) for block in arch.blocks), head)
+
+
+def block_cost(arch: Arch, block: BlockDims) -> Cost:
+    """Count one block: attention over `tokens_in` for `queries` of them, merging, MLP over `tokens_out`."""
+    qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
+    projections = (block.queries + block.tokens_in) * arch.embed * qk + (block.tokens_in + block.queries) * arch.embed * vo
+    products = block.queries * block.tokens_in * (qk + vo)
+    mlp = 2 * block.tokens_out * arch.embed * block.hidden
+    return Cost(projections + products + _merge_macs(arch, block) + mlp, _block_params(arch, block))
+
+
+def _merge_macs(arch: Arch, block: BlockDims) -> int:
+    """Count the similarity and the pooling products of a token merge (tokens and their sizes)."""
+    if not block.merged:
+        return 0
+    patches = block.queries - arch.prefix
+    a, c = (patches + 1) // 2, patches // 2
+    return a * c * block.qk_dim + c * block.merged * (arch.embed + 1)
+
+
+def _block_params(arch: Arch, block: BlockDims) -> int:
+    qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
+    biases = qk * (arch.qkv_bias + (arch.qkv_bias and arch.qk_norm))
+    norms = 4 * arch.embed + (4 * block.qk_dim if arch.qk_norm else 0)
+    attention = 2 * arch.embed * (qk + vo) + biases + arch.embed
+    mlp = 2 * arch.embed * block.hidden + block.hidden + arch.embed
+    return norms + attention + mlp

@@ -1,0 +1,33 @@
+"""What can be cut in a model, and the dims that a plan leaves of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from edgevit.models.arch import Arch, BlockDims
+from edgevit.plan import Anatomy, BlockAnatomy, Kind, Plan
+
+
+def read_anatomy(arch: Arch) -> Anatomy:
+    """Read from a model's dims what can be cut, and what cannot with the reason."""
+    refused: dict[Kind, str] = {}
+    if arch.qk_norm:
+        refused["qk_dim"] = (
+            "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm would see other "
+            "statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
+        )
+    blocks = tuple(BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens_out) for b in arch.blocks)
+    return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
+
+
+def slim_arch(arch: Arch, plan: Plan) -> Arch:
+    """Return the dims of the model that `plan` leaves of `arch`."""
+    blocks, tokens = [], arch.tokens
+    for index, block in enumerate(plan.blocks):
+        last = index == len(plan.blocks) - 1
+        dead = last and plan.dead_tokens and arch.read_tokens is not None
+        queries = arch.read_tokens if dead and arch.read_tokens is not None else tokens
+        left = queries if dead else block.tokens
+        blocks.append(BlockDims(block.heads, block.qk_dim, block.vo_dim, block.hidden, tokens, left, queries))
+        tokens = left
+    return dataclasses.replace(arch, blocks=tuple(blocks))

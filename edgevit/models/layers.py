@@ -1,0 +1,236 @@
+"""Slim modules with explicit dims: attention whose QK and VO dims are free, MLP, and static token merging.
+
+Shapes: B batch, N tokens, P prefix tokens, D embed width, H heads, K qk dims, V vo dims, F hidden neurons,
+Q tokens that are still alive (Q = N unless the block drops dead tokens).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevit.models.arch import Activation, Arch, BlockDims
+
+
+class SlimAttention(nn.Module):
+    """Multi-head attention with its own number of heads, QK dims and VO dims; the softmax scale is given."""
+
+    def __init__(self, dims: BlockDims, arch: Arch) -> None:
+        super().__init__()
+        self.heads, self.qk_dim, self.vo_dim = dims.heads, dims.qk_dim, dims.vo_dim
+        self.scale = arch.scale
+        self.q = nn.Linear(arch.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias)
+        # A key bias adds the same number to all logits of a query, which softmax ignores; only a norm
+        # between them makes it count. A value bias passes the softmax unchanged: it lives in proj.bias.
+        self.k = nn.Linear(arch.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias and arch.qk_norm)
+        self.v = nn.Linear(arch.embed, dims.heads * dims.vo_dim, bias=False)
+        self.q_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
+        self.proj = nn.Linear(dims.heads * dims.vo_dim, arch.embed)
+
+    def queries(self, y: Tensor) -> Tensor:
+        """Map [B, Q, D] to scaled queries [B, H, Q, K]."""
+        q = self.q(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
+        return self.q_norm(q) * self.scale  # [B, H, Q, K]
+
+    def keys(self, y: Tensor) -> Tensor:
+        """Map [B, N, D] to keys [B, H, N, K]."""
+        k = self.k(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
+        return self.k_norm(k)  # [B, H, N, K]
+
+    def values(self, y: Tensor) -> Tensor:
+        """Map [B, N, D] to values [B, H, N, V]."""
+        return self.v(y).unflatten(-1, (self.heads, self.vo_dim)).transpose(1, 2)
+
+    def mix(self, y: Tensor, keys: Tensor, queries: int, sizes: Tensor | None) -> Tensor:
+        """Return the heads' outputs side by side, before the projection: [B, Q, H*V].
+
+        Args:
+            y: normalised tokens, [B, N, D].
+            keys: from `keys`, [B, H, N, K].
+            queries: Q, the leading tokens that are still alive.
+            sizes: how many original tokens each token stands for, [B, N, 1]; None where all are 1.
+                Logits get + log(size), so that a merged token attracts as much as its parts did.
+        """
+        logits = self.queries(y[:, :queries]) @ keys.transpose(-2, -1)  # [B, H, Q, N]
+        if sizes is not None:
+            logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)  # [B, 1, 1, N]
+        mixed = logits.softmax(dim=-1) @ self.values(y)  # [B, H, Q, V]
+        return mixed.transpose(1, 2).flatten(2)  # [B, Q, H*V]
+
+
+class SlimMlp(nn.Module):
+    """Two linear layers around an activation, with its own number of hidden neurons."""
+
+    def __init__(self, dims: BlockDims, arch: Arch) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(arch.embed, dims.hidden)
+        self.activation: Activation = arch.activation
+        self.fc2 = nn.Linear(dims.hidden, arch.embed)
+
+    def neurons(self, y: Tensor) -> Tensor:
+        """Return the activations of the hidden neurons, [B, N, D] -> [B, N, F]."""
+        return activate(self.fc1(y), self.activation)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map [B, N, D] to [B, N, D]."""
+        out: Tensor = self.fc2(self.neurons(y))
+        return out
+
+
+class TokenMatch(NamedTuple):
+    """Which patch tokens are merged into which: indices count within their own alternating set."""
+
+    order: Tensor  # int64 [B, A]: set a by falling similarity; the first `merged` are merged
+    onehot: Tensor  # float [B, C, merged]: 1 where a merged token goes into that token of set c
+    prefix: int
+    merged: int
+
+
+def match_tokens(keys: Tensor, prefix: int, merged: int) -> TokenMatch:
+    """Match each patch token of the even set with its most similar one of the odd set.
+
+    Args:
+        keys: what similarity (cosine) is measured on, [B, N, E].
+        prefix: P, the leading tokens that are never merged.
+        merged: how many of the best matches are merged; at most half of the patch tokens, rounded up.
+
+    Reference: Bolya et al. 2023, arXiv:2210.09461, bipartite soft matching.
+    Differs: a constant number per block, and pooling by a one-hot product, the form every parser takes.
+    """
+    metric = functional.normalize(keys[:, prefix:], dim=-1)
+    scores = metric[:, 0::2] @ metric[:, 1::2].transpose(-2, -1)  # [B, A, C]
+    best, partner = scores.max(dim=-1)  # [B, A]
+    order = best.topk(best.shape[1], dim=-1).indices
+    target = partner.gather(1, order[:, :merged])  # [B, merged]
+    column = torch.arange(scores.shape[2], device=keys.device).view(1, -1, 1)
+    onehot = (column == target.unsqueeze(1)).to(keys.dtype)  # [B, C, merged]
+    return TokenMatch(order, onehot, prefix, merged)
+
+
+def pool_tokens(x: Tensor, sizes: Tensor | None, match: TokenMatch) -> tuple[Tensor, Tensor]:
+    """Replace merged tokens by size-weighted means.
+
+    Args:
+        x: tokens, [B, N, D].
+        sizes: original tokens that each stands for, [B, N, 1]; None where all are 1.
+        match: from `match_tokens`.
+
+    Returns:
+        Tokens [B, N - merged, D] (prefix, unmerged of set a, set c) and their sizes [B, N - merged, 1].
+    """
+    ones = torch.ones_like(x[:, :, :1]) if sizes is None else sizes
+    a, a_size = _by_order(x[:, match.prefix :: 2], match.order), _by_order(ones[:, match.prefix :: 2], match.order)
+    c, c_size = x[:, match.prefix + 1 :: 2], ones[:, match.prefix + 1 :: 2]
+    moved, moved_size = a[:, : match.merged], a_size[:, : match.merged]
+    size = c_size + match.onehot @ moved_size  # [B, C, 1]
+    mean = (c * c_size + match.onehot @ (moved * moved_size)) / size  # [B, C, D]
+    tokens = torch.cat([x[:, : match.prefix], a[:, match.merged :], mean], dim=1)
+    return tokens, torch.cat([ones[:, : match.prefix], a_size[:, match.merged :], size], dim=1)
+
+
+def _by_order(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class SlimBlock(nn.Module):
+    """Pre-norm transformer block; merges tokens after the attention when its dims say so."""
+
+    def __init__(self, dims: BlockDims, arch: Arch) -> None:
+        super().__init__()
+        self.dims = dims
+        self.prefix = arch.prefix
+        self.norm1 = nn.LayerNorm(arch.embed, arch.norm_eps)
+        self.attn = SlimAttention(dims, arch)
+        self.norm2 = nn.LayerNorm(arch.embed, arch.norm_eps)
+        self.mlp = SlimMlp(dims, arch)
+
+    def match(self, keys: Tensor) -> TokenMatch:
+        """Choose the merges of this block from its keys, [B, H, N, K]."""
+        return match_tokens(keys.mean(dim=1), self.prefix, self.dims.merged)
+
+    def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Map tokens [B, N, D] and their sizes to those that leave the block."""
+        y = self.norm1(x)
+        keys = self.attn.keys(y)
+        mixed = self.attn.mix(y, keys, self.dims.queries, sizes)
+        x = x[:, : self.dims.queries] + self.attn.proj(mixed)
+        if self.dims.merged:
+            x, sizes = pool_tokens(x, sizes, self.match(keys))
+        return x + self.mlp(self.norm2(x)), sizes
+
+
+class SlimViT(nn.Module):
+    """Vision Transformer built from an `Arch`: dense when converted from timm, smaller after slimming.
+
+    Exact simplifications hold for both: LayerScale, value bias and the prefix tokens' positions are folded
+    into their neighbours, and the key bias is gone (`SlimAttention`).
+    """
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.patch_embed = nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
+        self.prefix = nn.Parameter(torch.zeros(1, arch.prefix, arch.embed))  # position already added
+        self.position = nn.Parameter(torch.zeros(1, arch.patches, arch.embed))
+        self.norm_pre = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
+        self.norm = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.norm != "none" else nn.Identity()
+        self.head = nn.Linear(arch.embed, arch.classes)
+        self.head_dist = nn.Linear(arch.embed, arch.classes) if arch.reads == "class+distillation" else None
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to the tokens that enter block 0, [B, N, D]."""
+        x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.position  # [B, N - P, D]
+        if self.arch.prefix:
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        out: Tensor = self.norm_pre(x)
+        return out
+
+    def classify(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """Map the tokens that leave the last block, [B, N, D], to logits [B, classes]."""
+        if self.arch.reads == "class":
+            logits: Tensor = self.head(self.norm(x[:, 0]))
+            return logits
+        if self.head_dist is not None:
+            x = self.norm(x[:, :2])
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        if self.arch.norm == "before-pool":
+            x = self.norm(x)
+        pooled = mean_tokens(x, sizes, 0 if self.arch.reads == "mean+prefix" else self.arch.prefix)
+        logits = self.head(self.norm(pooled) if self.arch.norm == "after-pool" else pooled)
+        return logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to logits [B, classes]."""
+        x = self.embed(image)
+        sizes: Tensor | None = None
+        for block in self.blocks:
+            x, sizes = block(x, sizes)
+        return self.classify(x, sizes)
+
+
+def mean_tokens(x: Tensor, sizes: Tensor | None, skip: int) -> Tensor:
+    """Return the mean of the tokens behind the first `skip`, weighted by size: [B, N, D] -> [B, D]."""
+    if sizes is None:
+        return x[:, skip:].mean(dim=1)
+    weights = sizes[:, skip:] / sizes[:, skip:].sum(dim=1, keepdim=True)
+    return (x[:, skip:] * weights).sum(dim=1)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Apply the MLP's activation."""
+    match activation:
+        case "gelu":
+            return functional.gelu(x)
+        case "gelu-tanh":
+            return functional.gelu(x, approximate="tanh")
+        case "quick-gelu":
+            return x * torch.sigmoid(1.702 * x)
+        case "relu":
+            return functional.relu(x)
+        case "silu":
+            return functional.silu(x)

@@ -1,0 +1,180 @@
+"""Loading a model by timm name or from a directory that edgevit saved, and saving a slim one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from edgevit.errors import RecipeError, WeightsError
+from edgevit.images import Preprocess, preprocess_from_json, preprocess_to_json
+from edgevit.models.arch import arch_from_json, arch_to_json
+from edgevit.models.layers import SlimViT
+from edgevit.models.weights import check_weights, read_weights
+from edgevit.schema import nearest
+
+OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
+
+WEIGHTS_FILE = "model.safetensors"
+ARCH_FILE = "arch.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: a timm name or a directory that edgevit saved, and its weights."""
+
+    name: str
+    weights: Path | None = None
+    pretrained: bool = False
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be slimmed, with the preprocessing and the labels that it was trained with."""
+
+    model: SlimViT
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None
+    random_weights: bool
+
+
+def load_model(source: ModelSource) -> LoadedModel:
+    """Load a model as a dense `SlimViT`.
+
+    Raises:
+        RecipeError: an unknown name, or options that timm does not take.
+        UnsupportedModelError: a model that is no plain ViT.
+        WeightsError: weights that cannot be read or are of another model.
+    """
+    directory = Path(source.name)
+    if (directory / ARCH_FILE).is_file():
+        return load_saved(directory)
+    return _load_timm(source)
+
+
+def save_model(loaded: LoadedModel, directory: Path) -> None:
+    """Write `model.safetensors` and `arch.json`: enough to load the model without timm, pickle or recipe."""
+    state = {key: value.contiguous() for key, value in loaded.model.state_dict().items()}
+    (directory / WEIGHTS_FILE).write_bytes(save(state))
+    data = arch_to_json(loaded.model.arch) | {
+        "preprocess": preprocess_to_json(loaded.preprocess),
+        "labels": list(loaded.labels) if loaded.labels else None,
+        "random_weights": loaded.random_weights,
+    }
+    (directory / ARCH_FILE).write_text(json.dumps(data, indent=1) + "\n")
+
+
+def load_saved(directory: Path) -> LoadedModel:
+    """Load what `save_model` wrote.
+
+    Raises:
+        WeightsError: a file is missing, damaged or of another schema.
+    """
+    where = directory / ARCH_FILE
+    try:
+        data: dict[str, Any] = json.loads(where.read_text())
+        weights = load_file(directory / WEIGHTS_FILE)
+    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"model {directory}: cannot be read ({error}). Build it again.") from error
+    preprocess = preprocess_from_json(data.pop("preprocess"))
+    labels, random_weights = data.pop("labels"), bool(data.pop("random_weights"))
+    model = SlimViT(arch_from_json(data, str(where))).eval()
+    check_weights(weights, model.state_dict(), str(directory / WEIGHTS_FILE), str(where))
+    model.load_state_dict(weights)
+    return LoadedModel(model, preprocess, tuple(labels) if labels else None, random_weights)
+
+
+def _load_timm(source: ModelSource) -> LoadedModel:
+    from edgevit.models.vit import from_timm
+
+    model = _create(source)
+    if source.weights is not None:
+        _load_weights(model, source)
+    slim = from_timm(model.eval(), source.name)
+    random_weights = source.weights is None and not source.pretrained
+    return LoadedModel(slim, _preprocess(model, slim), _labels(model), random_weights)
+
+
+def _create(source: ModelSource) -> nn.Module:
+    import timm
+
+    if not timm.is_model(source.name):
+        close = nearest(source.name.split("/")[-1], timm.list_models())
+        hint = f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
+        raise RecipeError(f"model.name: timm knows no model {source.name!r}, and no such directory was saved by edgevit.{hint}")
+    options = dict(source.options)
+    torch.manual_seed(0)  # random weights, where the recipe asks for them, are the same in every build
+    try:
+        model: nn.Module = timm.create_model(source.name, pretrained=source.pretrained, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise RecipeError(f"model.options: timm cannot make {source.name} with {options}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not source.pretrained:
+            raise
+        raise WeightsError(
+            f"model.pretrained: timm could not fetch the weights of {source.name} ({error}). "
+            "Without a network, download them elsewhere and give model.weights = \"FILE.safetensors\"."
+        ) from error
+    return model
+
+
+def _load_weights(model: nn.Module, source: ModelSource) -> None:
+    """Load a weights file strictly, after timm's own renaming of published checkpoints."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    assert source.weights is not None
+    found = read_weights(source.weights)
+    expected = model.state_dict()
+    if found.keys() != expected.keys() or _shapes_differ(found.get("pos_embed"), expected.get("pos_embed")):
+        try:
+            found = checkpoint_filter_fn(dict(found), model)
+        except (KeyError, RuntimeError, AttributeError, IndexError):
+            pass  # not a layout that timm renames: the comparison below says what differs
+    check_weights(found, expected, str(source.weights), source.name)
+    model.load_state_dict(found)
+
+
+def _shapes_differ(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape != b.shape
+
+
+def _preprocess(model: nn.Module, slim: SlimViT) -> Preprocess:
+    """Turn timm's data config into a preprocessing for this model's image size."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    channels, height, width = slim.arch.image
+    edge = math.floor(min(height, width) / config["crop_pct"])
+    square = height == width and config.get("crop_mode", "center") == "center"
+    scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if channels == 1 and len(mean) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Preprocess(
+        resize=edge if square else scaled,
+        crop=(height, width),
+        interpolation=config["interpolation"],
+        mean=mean,
+        std=std,
+        channels=channels,
+    )
+
+
+def _labels(model: nn.Module) -> tuple[str, ...] | None:
+    """Return the ImageNet-1k label names for a model whose classifier is the pretrained one."""
+    from timm.data import ImageNetInfo
+
+    config = getattr(model, "pretrained_cfg", {})
+    classes = getattr(model, "num_classes", 0)
+    if classes != 1000 or config.get("num_classes") != 1000 or config.get("label_names"):
+        return tuple(config["label_names"]) if config.get("label_names") else None
+    return tuple(ImageNetInfo().label_descriptions())

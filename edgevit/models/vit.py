@@ -1,0 +1,219 @@
+"""timm's plain Vision Transformers (ViT, DeiT, DeiT-3, distilled, mean-pooled) turned into `SlimViT`."""
+
+from __future__ import annotations
+
+import torch
+from timm import layers
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from edgevit.errors import UnsupportedModelError
+from edgevit.models.arch import Activation, Arch, BlockDims, NormPlace, Reads
+from edgevit.models.layers import SlimBlock, SlimViT
+
+
+def from_timm(model: nn.Module, name: str) -> SlimViT:
+    """Convert a timm ViT into a dense `SlimViT` with equal outputs (to fp32 rounding).
+
+    Args:
+        model: what `timm.create_model` returned, with a classifier.
+        name: what the user called it; used in messages.
+
+    Raises:
+        UnsupportedModelError: not a plain ViT; every form that edgevit does not know is listed.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedModelError(
+            f"model {name}: expected a Vision Transformer (timm's VisionTransformer), got "
+            f"{type(model).__name__}. edgevit slims ViT and DeiT models; see `edgevit inspect --help`."
+        )
+    problems = _unknown_forms(model)
+    if problems:
+        raise UnsupportedModelError(
+            f"model {name} is a Vision Transformer of a form that edgevit cannot slim yet:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+    slim = SlimViT(_read_arch(model)).eval()
+    with torch.no_grad():
+        _copy_stem_and_head(model, slim)
+        for source, target in zip(model.blocks, slim.blocks, strict=True):
+            assert isinstance(target, SlimBlock)
+            _copy_block(source, target)
+    return slim
+
+
+def _unknown_forms(model: VisionTransformer) -> list[str]:
+    """List, in words, what this model has that `SlimViT` has no place for."""
+    pooling = model.global_pool
+    checks = [
+        (type(model.patch_embed) is not layers.PatchEmbed, f"patch embedding {type(model.patch_embed).__name__}"),
+        (not isinstance(getattr(model.patch_embed, "norm", None), nn.Identity), "a norm in the patch embedding"),
+        (not isinstance(model.patch_drop, nn.Identity), "patch dropout"),
+        (model.attn_pool is not None, "an attention-pooling head (global_pool = 'map')"),
+        (pooling not in ("token", "avg") and model.attn_pool is None, f"global_pool = {pooling!r}"),
+        (not isinstance(model.head, nn.Linear), "no classifier (num_classes = 0)"),
+        (model.dynamic_img_size, "dynamic_img_size = true: an exported graph has one image size"),
+    ]
+    problems = [problem for found, problem in checks if found]
+    for norm in {type(model.norm), type(model.fc_norm), type(model.norm_pre)}:
+        if not issubclass(norm, nn.LayerNorm | nn.Identity):
+            problems.append(f"norm {norm.__name__} where LayerNorm is expected")
+    for index, block in enumerate(model.blocks):
+        problems += [f"blocks.{index}: {problem}" for problem in _unknown_block_forms(block)]
+    return problems
+
+
+def _unknown_block_forms(block: nn.Module) -> list[str]:
+    if type(block) is not Block:
+        return [f"block {type(block).__name__} where timm's Block is expected"]
+    if type(block.attn) is not Attention or type(block.mlp) is not layers.Mlp:
+        return [f"{type(block.attn).__name__} and {type(block.mlp).__name__} where Attention and Mlp are expected"]
+    checks = [
+        (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_norm)"),
+        (getattr(block.attn, "gate", None) is not None, "gated attention"),
+        (not isinstance(block.mlp.norm, nn.Identity), "a norm inside the MLP (scale_mlp_norm)"),
+        (not isinstance(block.mlp.fc1, nn.Linear), "an MLP of convolutions"),
+        (_activation_name(block.mlp.act) is None, f"activation {type(block.mlp.act).__name__}"),
+    ]
+    problems = [problem for found, problem in checks if found]
+    for norm in (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm):
+        if not isinstance(norm, nn.LayerNorm | nn.Identity):
+            problems.append(f"norm {type(norm).__name__} where LayerNorm is expected")
+    for scale in (block.ls1, block.ls2):
+        if not isinstance(scale, layers.LayerScale | nn.Identity):
+            problems.append(f"{type(scale).__name__} where LayerScale is expected")
+    return problems
+
+
+def _activation_name(activation: nn.Module) -> Activation | None:
+    match activation:
+        case nn.GELU(approximate="tanh") | layers.GELUTanh():
+            return "gelu-tanh"
+        case nn.GELU() | layers.GELU():
+            return "gelu"
+        case layers.QuickGELU():
+            return "quick-gelu"
+        case nn.ReLU():
+            return "relu"
+        case nn.SiLU():
+            return "silu"
+    return None
+
+
+def _read_arch(model: VisionTransformer) -> Arch:
+    embedding, first = model.patch_embed, model.blocks[0]
+    height, width = embedding.img_size
+    prefix = int(model.num_prefix_tokens)
+    tokens = prefix + int(embedding.num_patches)
+    activation = _activation_name(first.mlp.act)
+    assert activation is not None
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    return Arch(
+        image=(int(model.in_chans), int(height), int(width)),
+        patch=(int(embedding.patch_size[0]), int(embedding.patch_size[1])),
+        embed=int(model.embed_dim),
+        classes=int(model.num_classes),
+        prefix=prefix,
+        reads=_reads(model),
+        norm=_norm_place(model),
+        pre_norm=isinstance(model.norm_pre, nn.LayerNorm),
+        norm_eps=float(norms[0].eps) if norms else 1e-6,
+        activation=activation,
+        qk_norm=isinstance(first.attn.q_norm, nn.LayerNorm),
+        qkv_bias=first.attn.qkv.bias is not None,
+        scale=float(first.attn.scale),
+        blocks=tuple(
+            BlockDims(
+                heads=block.attn.num_heads,
+                qk_dim=block.attn.head_dim,
+                vo_dim=block.attn.head_dim,
+                hidden=block.mlp.fc1.out_features,
+                tokens_in=tokens,
+                tokens_out=tokens,
+                queries=tokens,
+            )
+            for block in model.blocks
+        ),
+    )
+
+
+def _reads(model: VisionTransformer) -> Reads:
+    if hasattr(model, "head_dist"):
+        return "class+distillation"
+    if model.global_pool == "token":
+        return "class"
+    return "mean+prefix" if model.pool_include_prefix else "mean"
+
+
+def _norm_place(model: VisionTransformer) -> NormPlace:
+    if isinstance(model.norm, nn.LayerNorm):
+        return "before-pool"
+    return "after-pool" if isinstance(model.fc_norm, nn.LayerNorm) else "none"
+
+
+def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
+    _copy_linear(source.patch_embed.proj, target.patch_embed)
+    prefix, position = _prefix_and_position(source, target.arch)
+    target.prefix.copy_(prefix)
+    target.position.copy_(position)
+    if target.arch.pre_norm:
+        _copy_linear(source.norm_pre, target.norm_pre)
+    if target.arch.norm != "none":
+        _copy_linear(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
+    _copy_linear(source.head, target.head)
+    if target.head_dist is not None:
+        _copy_linear(source.head_dist, target.head_dist)
+
+
+def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, Tensor]:
+    """Return prefix tokens with their positions added, [1, P, D], and patch positions, [1, N - P, D]."""
+    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = torch.cat([t for t in tokens if t is not None], dim=1) if arch.prefix else torch.zeros(1, 0, arch.embed)
+    if model.pos_embed is None:
+        return prefix, torch.zeros(1, arch.patches, arch.embed)
+    if model.no_embed_class:
+        return prefix, model.pos_embed
+    return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
+
+
+def _copy_block(source: nn.Module, target: SlimBlock) -> None:
+    _copy_linear(source.norm1, target.norm1)
+    _copy_linear(source.norm2, target.norm2)
+    attention, slim = source.attn, target.attn
+    for part, weight in zip((slim.q, slim.k, slim.v), attention.qkv.weight.chunk(3), strict=True):
+        part.weight.copy_(weight)
+    scale1, scale2 = _layer_scale(source.ls1, target), _layer_scale(source.ls2, target)
+    out_bias = torch.zeros_like(slim.proj.bias) if attention.proj.bias is None else attention.proj.bias.clone()
+    if attention.qkv.bias is not None:
+        q_bias, k_bias, v_bias = attention.qkv.bias.chunk(3)
+        slim.q.bias.copy_(q_bias)
+        if slim.k.bias is not None:
+            slim.k.bias.copy_(k_bias)
+        out_bias += attention.proj.weight @ v_bias
+    if isinstance(slim.q_norm, nn.LayerNorm):
+        _copy_linear(attention.q_norm, slim.q_norm)
+        _copy_linear(attention.k_norm, slim.k_norm)
+    slim.proj.weight.copy_(attention.proj.weight * scale1.unsqueeze(1))
+    slim.proj.bias.copy_(out_bias * scale1)
+    _copy_linear(source.mlp.fc1, target.mlp.fc1)
+    _copy_linear(source.mlp.fc2, target.mlp.fc2)
+    target.mlp.fc2.weight.mul_(scale2.unsqueeze(1))
+    target.mlp.fc2.bias.mul_(scale2)
+
+
+def _layer_scale(scale: nn.Module, target: SlimBlock) -> Tensor:
+    """Return LayerScale's factors, [D]; ones where the block has none."""
+    if isinstance(scale, nn.Identity):
+        return torch.ones_like(target.norm1.weight)
+    factors: Tensor = scale.gamma
+    return factors
+
+
+def _copy_linear(source: nn.Module, target: nn.Module) -> None:
+    """Copy weight and bias; a bias that the source lacks stays zero."""
+    target.weight.copy_(source.weight)
+    if source.bias is None:
+        target.bias.zero_()
+    else:
+        target.bias.copy_(source.bias)

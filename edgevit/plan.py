@@ -1,0 +1,199 @@
+"""What remains of a model, per block: pure data, written to plan.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgevit.errors import PlanError
+
+Kind = Literal["heads", "qk_dim", "vo_dim", "hidden", "tokens"]
+KINDS: tuple[Kind, ...] = ("heads", "qk_dim", "vo_dim", "hidden", "tokens")
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Indices that a method chose, sorted; None where only the count is decided."""
+
+    heads: Indices | None = None
+    qk: tuple[Indices, ...] | None = None  # one set per kept head
+    vo: tuple[Indices, ...] | None = None  # one set per kept head
+    hidden: Indices | None = None
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Keep counts of one block; `tokens` is the count that leaves it."""
+
+    heads: int
+    qk_dim: int
+    vo_dim: int
+    hidden: int
+    tokens: int
+    kept: Kept = Kept()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Keep counts of all blocks, and whether tokens that nothing reads are dropped in the last one."""
+
+    blocks: tuple[BlockPlan, ...]
+    dead_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class BlockAnatomy:
+    """What one dense block has."""
+
+    heads: int
+    qk_dim: int
+    vo_dim: int
+    hidden: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What can be cut in a model, read from it.
+
+    `refused` gives, for each kind of cut that this model cannot take, the reason.
+    """
+
+    blocks: tuple[BlockAnatomy, ...]
+    embed: int
+    prefix: int
+    read_tokens: int | None  # leading tokens that the head reads; None: all
+    refused: dict[Kind, str]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Keep counts as a recipe gives them: one value for all blocks, one per block, or None for all of it."""
+
+    heads: int | Sequence[int] | None = None
+    qk_dim: int | Sequence[int] | None = None
+    vo_dim: int | Sequence[int] | None = None
+    hidden: int | Sequence[int] | None = None
+    tokens: int | Sequence[int] | None = None
+
+
+def keep_all(anatomy: Anatomy) -> Plan:
+    """Return the plan that cuts nothing."""
+    return Plan(tuple(BlockPlan(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens) for b in anatomy.blocks))
+
+
+def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = False) -> Plan:
+    """Turn keep counts into a plan.
+
+    Raises:
+        PlanError: every count that this model cannot take, each with block, expected and got.
+    """
+    problems: list[str] = []
+    columns = {kind: _column(anatomy, kind, getattr(counts, kind), problems) for kind in KINDS}
+    if dead_tokens and anatomy.read_tokens is None:
+        problems.append("slim.dead_tokens: this model's head reads every token, so none is dead. Set it to false.")
+    if not problems:
+        problems += _token_problems(anatomy, columns["tokens"], dead_tokens=dead_tokens)
+    if problems:
+        raise PlanError("\n".join(problems))
+    rows = zip(*(columns[kind] for kind in KINDS), strict=True)
+    return Plan(tuple(BlockPlan(*row) for row in rows), dead_tokens)
+
+
+def _column(anatomy: Anatomy, kind: Kind, given: int | Sequence[int] | None, problems: list[str]) -> list[int]:
+    """Return one count per block; what is wrong goes to `problems`."""
+    dense = [int(getattr(block, kind)) for block in anatomy.blocks]
+    if given is None:
+        return dense
+    values = [given] * len(dense) if isinstance(given, int) else list(given)
+    if len(values) != len(dense):
+        problems.append(f"plan.{kind}: expected one number or {len(dense)} (one per block), got {len(values)} numbers.")
+        return dense
+    if kind == "tokens" and isinstance(given, int):
+        values = [min(given, count) for count in dense]
+        if given > max(dense):
+            problems.append(f"plan.tokens: expected 1..{max(dense)}, got {given}.")
+    if kind in anatomy.refused and values != dense:
+        problems.append(f"plan.{kind}: {anatomy.refused[kind]}")
+        return dense
+    for index, (value, most) in enumerate(zip(values, dense, strict=True)):
+        if not 1 <= value <= most:
+            problems.append(f"plan.{kind}: blocks.{index} has {most}; keep 1..{most} of them, got {value}.")
+    return values
+
+
+def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: bool) -> list[str]:
+    """Check that token counts fall, and that no block merges more than half of its patch tokens."""
+    problems: list[str] = []
+    before = anatomy.blocks[0].tokens
+    for index, after in enumerate(tokens):
+        least = before - (before - anatomy.prefix + 1) // 2
+        if after > before:
+            problems.append(f"plan.tokens: blocks.{index} gets {before} tokens and cannot let {after} leave.")
+        elif after < least:
+            problems.append(
+                f"plan.tokens: blocks.{index} gets {before} tokens; one block merges at most half of its patch tokens, "
+                f"so {least}..{before} can leave, got {after}. Merge the rest in another block."
+            )
+        before = after
+    last = len(tokens) - 1
+    if dead_tokens and last > 0 and tokens[last] < tokens[last - 1]:
+        problems.append(
+            f"plan.tokens: blocks.{last} is the last; with slim.dead_tokens only the tokens that the head reads leave it. "
+            f"Give it {tokens[last - 1]}, as many as enter."
+        )
+    return problems
+
+
+def check_multiples(plan: Plan, dense: Plan, multiples: dict[Kind, int], target: str) -> None:
+    """Check keep counts against what a target wants.
+
+    A count that was not cut is always allowed.
+
+    Raises:
+        PlanError: every count that is not a multiple, with the nearest ones.
+    """
+    problems = []
+    for index, (block, full) in enumerate(zip(plan.blocks, dense.blocks, strict=True)):
+        for kind, multiple in multiples.items():
+            count, most = int(getattr(block, kind)), int(getattr(full, kind))
+            if count != most and count % multiple:
+                lower, upper = count - count % multiple, min(count - count % multiple + multiple, most)
+                near = f"{lower} or {upper}" if lower else str(upper)
+                problems.append(
+                    f"plan.{kind}: blocks.{index} keeps {count} of {most}, not a multiple of {multiple} "
+                    f"(target {target}). Use {near}, or lower the multiple in a target file of your own and lose speed."
+                )
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Turn a plan into JSON data; indices appear only where a method chose them."""
+    blocks = []
+    for block in plan.blocks:
+        data: dict[str, Any] = {kind: getattr(block, kind) for kind in KINDS}
+        kept = {name: value for name, value in dataclasses.asdict(block.kept).items() if value is not None}
+        blocks.append(data | ({"kept": kept} if kept else {}))
+    return {"blocks": blocks, "dead_tokens": plan.dead_tokens}
+
+
+def plan_from_json(data: dict[str, Any]) -> Plan:
+    """Rebuild a plan from `plan_to_json` data."""
+    blocks = []
+    for block in data["blocks"]:
+        kept = block.get("kept", {})
+        sets = {name: tuple(tuple(group) for group in kept[name]) for name in ("qk", "vo") if name in kept}
+        flat = {name: tuple(kept[name]) for name in ("heads", "hidden") if name in kept}
+        blocks.append(BlockPlan(*(int(block[kind]) for kind in KINDS), kept=Kept(**flat, **sets)))
+    return Plan(tuple(blocks), bool(data["dead_tokens"]))
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the canonical text of a plan, as plan.json holds it."""
+    return json.dumps(plan_to_json(plan), indent=1) + "\n"
