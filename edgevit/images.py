@@ -1,0 +1,283 @@
+"""Image sets: which images they name, and those images as the arrays that a model takes.
+
+A set is a TOML file (calibration/README.md). `open_images` draws from it and returns `Images`, whose content
+hash covers the chosen files, their labels and the preprocessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from edgevit.errors import ImagesError
+from edgevit.image_rows import Rows, folder_rows, hub_rows, parquet_rows
+from edgevit.preprocess import (
+    Preprocess,
+    SetPreprocess,
+    decode_image,
+    preprocess_from_json,
+    preprocess_to_json,
+    resolve_preprocess,
+)
+from edgevit.schema import Problem, Strict, load_toml
+from edgevit.shipped import find_shipped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ImageSet",
+    "Images",
+    "LoadedSet",
+    "Preprocess",
+    "Progress",
+    "SetPreprocess",
+    "check_labels",
+    "load_image_set",
+    "open_images",
+    "preprocess_from_json",
+    "preprocess_to_json",
+    "resolve_preprocess",
+]
+
+Progress = Callable[[int, int], None]
+"""Called with the images done so far and all of them."""
+
+KEEP_BYTES = 2**30
+"""Pixels up to this size stay in memory after the first pass; larger sets are decoded in every pass."""
+
+
+class ImageSet(Strict):
+    """Where images are and what to do with them."""
+
+    kind: Literal["parquet", "folder", "hub"]
+    """A Parquet file (or a folder of them), a folder of image files, or a dataset of the Hugging Face hub."""
+    path: str = Field(min_length=1)
+    """File or folder, relative to this file; for a hub set its name, such as "owner/dataset"."""
+    image: str = Field(default="image", min_length=1)
+    """Column with the images; a folder has no columns."""
+    label: str = "label"
+    """Column with the labels, 0 and up; used where it exists, required where written, "" for no labels."""
+    split: str = Field(default="train", min_length=1)
+    """Split of a hub set; files and folders have none."""
+    preprocess: SetPreprocess | None = None
+    """Settings in place of the model's own."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """Stop at an image that cannot be read, or leave it out and count it."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse keys that this kind of set does not read."""
+        problems = []
+        if "split" in table and table.get("kind") in ("parquet", "folder"):
+            problems.append(Problem("split", "only hub sets have splits. Name the file or folder in path."))
+        if "image" in table and table.get("kind") == "folder":
+            problems.append(Problem("image", "a folder has no columns. Take this key out."))
+        return problems
+
+
+@dataclass(frozen=True)
+class LoadedSet:
+    """An image set and the file it came from."""
+
+    set: ImageSet
+    path: Path
+    """The set's file; paths in the set are relative to its folder."""
+
+
+def load_image_set(name_or_path: str, relative_to: Path) -> LoadedSet:
+    """Load the image set that `name_or_path` means; a path is relative to the folder `relative_to`.
+
+    Raises:
+        RecipeError: no such set, or its file has problems (all are listed).
+    """
+    path = find_shipped("calibration", name_or_path, relative_to)
+    return LoadedSet(load_toml(path, ImageSet), path)
+
+
+class Images:
+    """Images drawn from a set, in the set's order. Made by `open_images`."""
+
+    def __init__(self, rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, found: _Found) -> None:
+        self.labels: NDArray[np.int64] | None = None if rows.labels is None else rows.labels[chosen]
+        """Class of each image, int64 [n]."""
+        self.label_names = rows.label_names
+        """Name of each class, where the set says it."""
+        self.sha256 = found.sha256
+        """Hash of the chosen files' bytes, their labels and the preprocessing, hexadecimal."""
+        self.skipped = found.skipped
+        """Images that were drawn but could not be read; above 0 only with on_corrupt = "skip"."""
+        self.preprocess = preprocess
+        self._rows = rows
+        self._chosen = chosen
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batches(self, size: int, progress: Progress | None = None) -> Iterator[NDArray[np.float32]]:
+        """Yield all images in order as model inputs, float32 [b, C, H, W] with b <= `size`.
+
+        Raises:
+            ImagesError: an image cannot be read; it is named.
+        """
+        if size < 1:
+            raise ValueError(f"batch size: expected at least 1, got {size}")
+        done = 0
+        for pixels in self._pixel_batches(size):
+            yield self.preprocess.normalise(pixels)
+            done += len(pixels)
+            if progress is not None:
+                progress(done, len(self))
+
+    def _pixel_batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        import numpy as np
+
+        if self._pixels is not None:
+            for start in range(0, len(self), size):
+                yield self._pixels[start : start + size]
+            return
+        shape = (len(self), *self.preprocess.crop, self.preprocess.channels)
+        keep = np.empty(shape, np.uint8) if int(np.prod(shape, dtype=np.int64)) <= KEEP_BYTES else None
+        done = 0
+        for pixels in self._decoded(size):
+            if keep is not None:
+                keep[done : done + len(pixels)] = pixels
+            done += len(pixels)
+            yield pixels
+        self._pixels = keep  # only after a whole pass, so that an abandoned one leaves nothing half-filled
+
+    def _decoded(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        import numpy as np
+
+        records = self._rows.read(self._chosen)
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # PIL frees the GIL
+            while batch := list(islice(records, size)):
+                yield np.stack(list(pool.map(self._pixels_of, *zip(*batch, strict=True))))
+
+    def _pixels_of(self, data: bytes, where: str) -> NDArray[np.uint8]:
+        try:
+            return self.preprocess.apply(decode_image(data, self.preprocess.channels))
+        except ValueError as error:
+            raise ImagesError(
+                f"{where}: cannot be read as an image: {error}. Replace it, or leave it out with"
+                ' on_corrupt = "skip" in the set.'
+            ) from error
+
+
+def open_images(
+    source: LoadedSet, preprocess: Preprocess, count: int | None, seed: int, progress: Progress | None = None
+) -> Images:
+    """Draw `count` images (all when None) from a set, without replacement, and hash them.
+
+    The draw depends on `seed` and the number of images alone; the drawn ones stay in the set's order, so
+    that a file is read from front to back. Images are decoded by `Images.batches`, except that
+    on_corrupt = "skip" decodes them here as well, to know which to leave out.
+
+    Raises:
+        ImagesError: the set is missing, empty, truncated, lacks a column, is smaller than `count`, or has
+            labels below 0; or none of its images can be read.
+    """
+    rows = _open_rows(source)
+    chosen = _draw(rows, count, seed, source.path)
+    if rows.labels is not None and (rows.labels[chosen] < 0).any():
+        row = int(chosen[(rows.labels[chosen] < 0).argmax()])
+        raise ImagesError(
+            f"{source.path}: expected labels of 0 and up, got {rows.labels[row]} in row {row}."
+            ' If the images are unlabelled, say label = "".'
+        )
+    found = _examine(rows, chosen, preprocess, source.set.on_corrupt == "skip", progress)
+    if found.kept.size == 0:
+        raise ImagesError(f"{source.path}: none of the {len(chosen)} images can be read.")
+    return Images(rows, found.kept, preprocess, found)
+
+
+def check_labels(labels: NDArray[np.int64], classes: int) -> None:
+    """Refuse labels that a head with `classes` outputs cannot give.
+
+    Raises:
+        ImagesError: a label is below 0, or `classes` or more.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ImagesError(
+            f"labels do not fit the head: expected 0..{classes - 1} for its {classes} classes, got"
+            f" {labels[first]} at image {first} ({int(wrong.sum())} of {len(labels)} do not fit)."
+            " Use the set the model was trained for, or set num_classes in model.options."
+        )
+
+
+def _open_rows(source: LoadedSet) -> Rows:
+    images = source.set
+    label = images.label or None
+    required = "label" in images.model_fields_set
+    path = source.path.parent / Path(images.path).expanduser()
+    match images.kind:
+        case "parquet":
+            return parquet_rows(path, images.image, label, required)
+        case "folder":
+            return folder_rows(path, label, required)
+        case "hub":
+            return hub_rows(images.path, images.split, images.image, label, required)
+
+
+def _draw(rows: Rows, count: int | None, seed: int, where: Path) -> NDArray[np.int64]:
+    import numpy as np
+
+    if count is not None and count > rows.count:
+        raise ImagesError(
+            f"{where}: {count} images are asked for, but the set has {rows.count}."
+            " Ask for fewer, or use a larger set."
+        )
+    if count is None or count == rows.count:
+        return np.arange(rows.count)
+    return np.sort(np.random.default_rng(seed).choice(rows.count, count, replace=False))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one pass over the drawn files found."""
+
+    kept: NDArray[np.int64]
+    sha256: str
+    skipped: int
+
+
+def _examine(
+    rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, skip: bool, progress: Progress | None
+) -> _Found:
+    digest = hashlib.sha256(json.dumps(preprocess_to_json(preprocess), sort_keys=True).encode())
+    kept = []
+    for done, (index, (data, _)) in enumerate(zip(chosen, rows.read(chosen), strict=True), start=1):
+        if not skip or _readable(data, preprocess):
+            kept.append(index)
+            digest.update(hashlib.sha256(data).digest())
+            digest.update(b"-" if rows.labels is None else str(rows.labels[index]).encode())
+        if progress is not None:
+            progress(done, len(chosen))
+    return _Found(chosen[:0] if not kept else _int64(kept), digest.hexdigest(), len(chosen) - len(kept))
+
+
+def _int64(values: list[np.int64]) -> NDArray[np.int64]:
+    import numpy as np
+
+    return np.array(values, np.int64)
+
+
+def _readable(data: bytes, preprocess: Preprocess) -> bool:
+    try:
+        decode_image(data, preprocess.channels)
+    except ValueError:
+        return False
+    return True
