@@ -1,0 +1,296 @@
+"""What a build found out, as the data of report.json.
+
+Units: times in milliseconds (stage times in seconds), sizes in bytes, top-1 and agreement as fractions 0..1,
+`points` as percentage points, intervals [low, high] at 95 %. A file that a newer edgevit of the same schema
+wrote may have more keys; they are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from edgevit.errors import OutputError
+
+SCHEMA = 1
+FILE_NAME = "report.json"
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"an interval [low, high], not {list(interval)}")
+    return interval
+
+
+def _sorted_keys(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return dict(sorted(facts.items()))
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0.0)]
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Facts = Annotated[dict[str, JsonValue], AfterValidator(_sorted_keys)]
+"""Names and values that depend on the device or runtime; shown as they are, in the order of their names."""
+
+
+class Part(BaseModel):
+    """A frozen part of the report: every key has its type, and numbers are finite."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class PlanBlock(Part):
+    """What remains of one block."""
+
+    heads: Count
+    qk_dim: Count
+    vo_dim: Count
+    hidden: Count
+    tokens: Count
+    """Tokens that leave the block."""
+
+
+class PlanFacts(Part):
+    """What remains of the model."""
+
+    blocks: tuple[PlanBlock, ...]
+    dead_tokens: bool
+    """Tokens that nothing reads are dropped in the last block."""
+
+
+class ModelSize(Part):
+    """Cost of one image, in multiply-accumulates, and the count of weights."""
+
+    macs: Count
+    params: Count
+
+
+class ModelSizes(Part):
+    """Dense beside slim."""
+
+    dense: ModelSize
+    slim: ModelSize
+
+
+class BlockSide(PlanBlock):
+    """Dims and cost of one block of one model."""
+
+    macs: Count
+    params: Count
+
+
+class BlockFacts(Part):
+    """One block, dense beside slim."""
+
+    name: str
+    dense: BlockSide
+    slim: BlockSide
+
+
+class SourceFacts(Part):
+    """Where the dense model came from."""
+
+    name: str
+    weights: str
+    """File name, "pretrained" or "random"."""
+    weights_sha256: str | None
+    image: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: Count
+
+
+class SetFacts(Part):
+    """Images that were read for calibration or evaluation."""
+
+    set: str
+    images: Count
+    sha256: str
+    """Hash of the contents of the images, in their order."""
+    labelled: bool
+    skipped: tuple[str, ...]
+    """Corrupt images that the set allowed to skip."""
+
+
+class Latency(Part):
+    """Times of one artefact in milliseconds."""
+
+    median: Milliseconds
+    interval: Interval
+    """Of the median, at 95 %."""
+    p90: Milliseconds
+    p99: Milliseconds
+    mad: Milliseconds
+    """Median absolute deviation from the median."""
+    first: Milliseconds | None = None
+    """The first run after loading, which is no sample."""
+    samples: tuple[Milliseconds, ...]
+    """Every timed run, in the order in which it was taken."""
+
+
+class ArtefactFacts(Part):
+    """A file that the device loads, and what was measured on it."""
+
+    artefact: str
+    """Path below the build directory."""
+    sha256: str
+    bytes: Count
+    top1: Fraction | None
+    """None where the evaluation set has no labels, or there is none."""
+    latency_ms: Latency
+
+
+class SlimFacts(ArtefactFacts):
+    """The slim artefact."""
+
+    agreement: Fraction | None
+    """Share of images with the dense model's top-1; None without an evaluation set."""
+
+
+class Drop(Part):
+    """Top-1 of dense minus that of slim, in percentage points, with its paired bootstrap interval."""
+
+    points: float
+    interval: Interval
+
+
+class Speedup(Part):
+    """Dense latency over slim latency, beside what the MACs let hope for."""
+
+    measured: Annotated[float, Field(gt=0.0)]
+    interval: Interval
+    estimated: Annotated[float, Field(gt=0.0)]
+    promise: Annotated[float, Field(gt=0.0)]
+    """The share of the estimate that was measured: measured / estimated."""
+
+    @model_validator(mode="after")
+    def _check_promise(self) -> Self:
+        ratio = self.measured / self.estimated
+        if not math.isclose(self.promise, ratio, rel_tol=1e-3):
+            raise ValueError(f"promise: expected measured / estimated = {ratio:.4f}, got {self.promise}")
+        return self
+
+
+class Result(Part):
+    """What was measured for one target and precision."""
+
+    target: str
+    precision: str
+    device: Facts
+    protocol: Facts = {}
+    """How the times were taken: warm-up, bursts, threads, conditions before and after."""
+    chosen: bool
+    refused: str | None
+    """Why this candidate is not offered, although it runs."""
+    dense: ArtefactFacts
+    slim: SlimFacts
+    drop: Drop | None
+    speedup: Speedup
+    parity: Facts
+    verdict: Literal["trusted", "untrusted"]
+    why: str
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if self.chosen and self.refused is not None:
+            raise ValueError("chosen: expected false for a candidate that was refused")
+        return self
+
+
+class NotBuilt(Part):
+    """A candidate of which there is no artefact."""
+
+    target: str
+    precision: str
+    why: str
+
+
+class StageFacts(Part):
+    """What one stage of the pipeline cost."""
+
+    name: str
+    seconds: Annotated[float, Field(ge=0.0)]
+    reused: bool
+    """The output was there already."""
+    peak_rss_bytes: Count
+    """Most memory that the process had held by the end of the stage."""
+
+
+class Report(Part):
+    """Everything that report.json says."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    recipe_sha256: str
+    versions: Facts
+    warnings: tuple[str, ...] = ()
+    """What a reader must know before trusting the numbers, for example that the weights are random."""
+    source: SourceFacts
+    recover: Literal["none", "closed-form"]
+    plan: PlanFacts
+    models: ModelSizes
+    blocks: tuple[BlockFacts, ...]
+    calibration: SetFacts | None = None
+    evaluation: SetFacts | None = None
+    results: tuple[Result, ...]
+    not_built: tuple[NotBuilt, ...] = ()
+    machine: Facts = {}
+    """The host that ran the build."""
+    stages: tuple[StageFacts, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if len(self.blocks) != len(self.plan.blocks):
+            raise ValueError(
+                f"blocks: expected {len(self.plan.blocks)} as in the plan, got {len(self.blocks)}"
+            )
+        return self
+
+
+def to_json(report: Report) -> str:
+    """Write a report as JSON text: keys in the order of the schema, lists of plain values in one line."""
+    text = json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    # Strings hold no raw line breaks in JSON, so this only meets the layout of lists without inner brackets.
+    return re.sub(r"\[\n[^\[\]{}\n]*(?:\n[^\[\]{}\n]*)*\n *\]", _in_one_line, text) + "\n"
+
+
+def load_report(folder: Path) -> Report:
+    """Read the report of a build directory.
+
+    Raises:
+        OutputError: there is no report, or edgevit of another schema wrote it, or it was damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        table = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OutputError(
+            f"{path}: expected the report of a finished build, found no such file. "
+            "Give the build directory, or run `edgevit build` to its end."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read as JSON ({error}). {_REBUILD}") from error
+    schema = table.get("schema") if isinstance(table, dict) else None
+    if schema != SCHEMA:
+        raise OutputError(f"{path}: expected a report of schema {SCHEMA}, got {schema!r}. {_REBUILD}")
+    try:
+        return Report.model_validate_json(json.dumps(table), extra="ignore")
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'report'}: {e['msg']}" for e in error.errors()]
+        raise OutputError(f"{path}: damaged: {'; '.join(problems[:5])}. {_REBUILD}") from error
+
+
+_REBUILD = "Write it anew with `edgevit build RECIPE`; finished stages are not repeated."
+
+
+def _in_one_line(match: re.Match[str]) -> str:
+    return re.sub(r"\n *", " ", match[0]).replace("[ ", "[", 1)[:-2] + "]"

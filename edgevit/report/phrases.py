@@ -1,0 +1,108 @@
+"""Numbers and findings in words, the same in the terminal and in the HTML; plain ASCII."""
+
+from __future__ import annotations
+
+from edgevit.report.model import Interval, Report, Result, SetFacts
+
+NONE = "-"
+
+
+def count(value: int, like: int | None = None) -> str:
+    """Write MACs or params with the prefix and decimals that `like` (default: itself) has: "1.254 G"."""
+    scale = value if like is None else like
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if scale >= limit:
+            decimals = 3 if scale < 10 * limit else 2 if scale < 100 * limit else 1
+            return f"{value / limit:.{decimals}f} {prefix}"
+    return str(value)
+
+
+def size(value_bytes: int) -> str:
+    """Write a size with decimal prefixes: "22.9 MB"."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value_bytes >= limit:
+            return f"{value_bytes / limit:.1f} {unit}"
+    return f"{value_bytes} B"
+
+
+def share(value: float | None) -> str:
+    """Write a fraction as percent with one decimal; "-" for None."""
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def milliseconds(value: float, like: float | None = None) -> str:
+    """Write a time with as many decimals as `like` (default: itself) deserves."""
+    scale = value if like is None else like
+    decimals = 1 if scale >= 100 else 2 if scale >= 1 else 3 if scale >= 0.1 else 4
+    return f"{value:.{decimals}f}"
+
+
+def milliseconds_interval(interval: Interval, like: float) -> str:
+    """Write an interval of times with the decimals of `like`: "7.38-7.47"."""
+    return "-".join(milliseconds(end, like) for end in interval)
+
+
+def ratio(value: float) -> str:
+    """Write a speed-up: "1.42x"."""
+    return f"{value:.2f}x"
+
+
+def ratio_interval(interval: Interval) -> str:
+    """Write the interval of a speed-up: "1.39-1.45"."""
+    return f"{interval[0]:.2f}-{interval[1]:.2f}"
+
+
+def kept(promise: float) -> str:
+    """Write the share of the promise that was kept: "88%"."""
+    return f"{100 * promise:.0f}%"
+
+
+def label(result: Result) -> str:
+    """Name a candidate: "openvino-cpu fp32"."""
+    return f"{result.target} {result.precision}"
+
+
+def status(result: Result) -> str:
+    """Say "chosen", "refused" or nothing."""
+    return "chosen" if result.chosen else "refused" if result.refused is not None else ""
+
+
+def speed(result: Result) -> str:
+    """Say what was measured beside what the MACs promised, in one sentence."""
+    speedup = result.speedup
+    low, high = speedup.interval
+    found = f"{ratio(speedup.measured)} faster measured ({ratio_interval(speedup.interval)})"
+    if high < 1.0:
+        found = f"slower than dense, {ratio(speedup.measured)} measured ({ratio_interval(speedup.interval)})"
+    elif low <= 1.0:
+        found = (
+            f"no faster as far as can be told, {ratio(speedup.measured)} ({ratio_interval(speedup.interval)})"
+        )
+    doubt = "" if result.verdict == "trusted" else f" Do not trust this timing: {result.why}."
+    promise = f"MACs promised {ratio(speedup.estimated)}: {kept(speedup.promise)} of the promise kept."
+    return f"{found}, {promise}{doubt}"
+
+
+def accuracy(result: Result, evaluation: SetFacts | None) -> str:
+    """Say what the slim artefact's answers are worth, in one or two sentences."""
+    if evaluation is None or result.slim.agreement is None:
+        return "Accuracy was not measured: the recipe has no [evaluation]."
+    images = f"{evaluation.images:,} images"
+    same = f"It answers like the dense model on {share(result.slim.agreement)} of {images}"
+    if result.slim.top1 is None or result.drop is None:
+        return f"{same}; they have no labels, so top-1 is unknown."
+    low, high = result.drop.interval
+    drop = f"{result.drop.points:.1f} points lost ({low:.1f} to {high:.1f})"
+    return f"{same}; top-1 is {share(result.slim.top1)}, {drop}."
+
+
+def findings(report: Report) -> list[str]:
+    """Say what the report means: a sentence or two for every candidate that needs one."""
+    offered = [r for r in report.results if r.chosen] or [r for r in report.results if r.refused is None]
+    said = [f"{label(result)}: {speed(result)} {accuracy(result, report.evaluation)}" for result in offered]
+    none = ["No candidate is offered: all were refused."] if report.results and not offered else []
+    refused = [f"{label(r)} refused: {r.refused}." for r in report.results if r.refused is not None]
+    others = [r for r in report.results if r.verdict == "untrusted" and r not in offered]
+    untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
+    missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
+    return [*said, *none, *refused, *untrusted, *missing]

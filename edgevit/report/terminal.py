@@ -1,0 +1,161 @@
+"""The report as tables for a terminal; prints on the console that is passed in, nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgevit.report import phrases
+from edgevit.report.model import ArtefactFacts, Report, Result, SlimFacts
+
+_WIDE = 140
+"""From this many columns on, one table holds everything; below it, sizes and times have one each."""
+
+_WORDS = {"build", "candidate", "model", "verdict"}
+"""Columns of words; all others hold numbers."""
+
+
+def render(report: Report, console: Console) -> None:
+    """Print what was measured, dense beside slim, and one sentence that says what it means."""
+    source = report.source
+    console.print(Text.assemble((report.name, "bold"), f"  {source.name}, weights: {source.weights}"))
+    for warning in report.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    if console.width >= _WIDE:
+        console.print(_everything(report))
+    else:
+        console.print(_sizes(report))
+        console.print()
+        console.print(_times(report))
+    console.print()
+    for finding in phrases.findings(report):
+        console.print(Text(finding))
+
+
+def render_comparison(reports: Sequence[Report], console: Console) -> None:
+    """Print the chosen candidates of several builds, one row each, the fastest of each target first."""
+    rows = [(report, result) for report in reports for result in _chosen_or_all(report)]
+    rows.sort(key=lambda row: (row[1].target, row[1].slim.latency_ms.median, row[0].name))
+    table = _table("build", *["MACs", "top-1", "drop", "agree", "ms", "speed-up", "kept"])
+    for report, result in rows:
+        table.add_row(
+            Text.assemble((report.name, "bold"), f"\n{phrases.label(result)}"),
+            phrases.count(report.models.slim.macs, report.models.dense.macs),
+            phrases.share(result.slim.top1),
+            phrases.NONE if result.drop is None else f"{result.drop.points:.1f}",
+            phrases.share(result.slim.agreement),
+            _median(result.slim),
+            _speedup(result),
+            phrases.kept(result.speedup.promise),
+        )
+    console.print(table)
+    console.print(Text("drop in points of top-1; ms and speed-up with their 95 % intervals."))
+
+
+def _chosen_or_all(report: Report) -> list[Result]:
+    return [result for result in report.results if result.chosen] or list(report.results)
+
+
+def _table(*headers: str) -> Table:
+    """Make a table; words stand left and fold where the terminal is narrow, numbers stand right."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in headers:
+        if header in _WORDS:
+            table.add_column(header, overflow="fold")
+        else:
+            table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _everything(report: Report) -> Table:
+    table = _table(
+        "candidate", "model", "MACs", "params", "file", "top-1", "agree",
+        "median ms (95 %)", "speed-up (95 %)", "promised", "kept", "verdict",
+    )  # fmt: skip
+    for result in report.results:
+        speedup = result.speedup
+        table.add_row(
+            Text(phrases.label(result), style=_style(result)), *_size_cells(report, result, "dense"),
+            _one_line(result.dense), "", "", "", "",
+        )  # fmt: skip
+        table.add_row(
+            "", *_size_cells(report, result, "slim"), _one_line(result.slim),
+            f"{phrases.ratio(speedup.measured)} ({phrases.ratio_interval(speedup.interval)})",
+            phrases.ratio(speedup.estimated), phrases.kept(speedup.promise), _verdict(result, ", "),
+            end_section=True,
+        )  # fmt: skip
+    return table
+
+
+def _sizes(report: Report) -> Table:
+    table = _table("candidate", "model", "MACs", "params", "file", "top-1", "agree")
+    for result in report.results:
+        name = Text(phrases.label(result), style=_style(result))
+        table.add_row(name, *_size_cells(report, result, "dense"))
+        table.add_row(phrases.status(result), *_size_cells(report, result, "slim"), end_section=True)
+    return table
+
+
+def _size_cells(report: Report, result: Result, side: str) -> list[str]:
+    model, artefact = (
+        (report.models.dense, result.dense) if side == "dense" else (report.models.slim, result.slim)
+    )
+    agreement = artefact.agreement if isinstance(artefact, SlimFacts) else None
+    return [
+        side,
+        phrases.count(model.macs, report.models.dense.macs),
+        phrases.count(model.params, report.models.dense.params),
+        phrases.size(artefact.bytes),
+        phrases.share(artefact.top1),
+        phrases.share(agreement),
+    ]
+
+
+def _times(report: Report) -> Table:
+    table = _table("candidate", "verdict", "dense ms", "slim ms", "speed-up", "promised", "kept")
+    for result in report.results:
+        table.add_row(
+            _name(result),
+            _verdict(result, "\n"),
+            _median(result.dense),
+            _median(result.slim),
+            _speedup(result),
+            phrases.ratio(result.speedup.estimated),
+            phrases.kept(result.speedup.promise),
+            end_section=True,
+        )
+    return table
+
+
+def _name(result: Result) -> Text:
+    return Text(f"{result.target}\n{result.precision}", style=_style(result))
+
+
+def _style(result: Result) -> str:
+    return "bold" if result.chosen else "dim" if result.refused is not None else ""
+
+
+def _verdict(result: Result, separator: str) -> Text:
+    text = Text(result.verdict, style="green" if result.verdict == "trusted" else "red")
+    status = phrases.status(result)
+    return text.append(separator + status, style="bold" if result.chosen else "yellow") if status else text
+
+
+def _median(artefact: ArtefactFacts) -> str:
+    latency = artefact.latency_ms
+    interval = phrases.milliseconds_interval(latency.interval, latency.median)
+    return f"{phrases.milliseconds(latency.median)}\n{interval}"
+
+
+def _one_line(artefact: ArtefactFacts) -> str:
+    median, interval = _median(artefact).split("\n")
+    return f"{median} ({interval})"
+
+
+def _speedup(result: Result) -> str:
+    speedup = result.speedup
+    return f"{phrases.ratio(speedup.measured)}\n{phrases.ratio_interval(speedup.interval)}"

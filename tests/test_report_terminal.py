@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from sample_report import report, result
+
+from edgevit.report import phrases
+from edgevit.report.model import Report, Speedup
+from edgevit.report.terminal import render, render_comparison
+
+NARROW = """\
+deit-tiny-orin  deit_tiny_patch16_224, weights: deit_tiny.safetensors
+Warning: 2 of 650 evaluation images were corrupt and skipped
+candidate          model     MACs   params     file  top-1  agree
+─────────────────────────────────────────────────────────────────
+openvino-cpu fp32  dense  1.254 G  5.717 M  23.0 MB  79.2%      -
+chosen             slim   0.780 G  3.902 M  15.8 MB  78.6%  94.3%
+
+openvino-cpu bf16  dense  1.254 G  5.717 M  11.6 MB  79.2%      -
+                   slim   0.780 G  3.902 M   8.0 MB  78.6%  94.3%
+
+openvino-cpu int8  dense  1.254 G  5.717 M   5.9 MB  79.2%      -
+refused            slim   0.780 G  3.902 M   4.1 MB  78.6%  94.3%
+
+candidate     verdict     dense ms    slim ms   speed-up  promised  kept
+────────────────────────────────────────────────────────────────────────
+openvino-cpu  trusted         7.42       5.23      1.42x     1.61x   88%
+fp32          chosen     7.38-7.46  5.20-5.26  1.39-1.45
+
+openvino-cpu  trusted         7.60       5.54      1.37x     1.61x   85%
+bf16                     7.55-7.65  5.51-5.58  1.34-1.40
+
+openvino-cpu  untrusted       6.10       6.34      0.96x     1.61x   60%
+int8          refused    6.06-6.14  6.30-6.38  0.94-0.98
+
+openvino-cpu fp32: 1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88%
+of the promise kept. It answers like the dense model on 94.3% of 648 images;
+top-1 is 78.6%, 0.6 points lost (-0.2 to 1.4).
+openvino-cpu int8 refused: slower than fp32 on this target: 6.34 ms against 5.23
+ms.
+openvino-cpu int8 untrusted: the candidate's second half took +11.2% against its
+first, allowed 5.0%.
+orin-nano fp16 not built: no TensorRT here: pip install edgevit[tensorrt].
+"""
+
+WIDE = """\
+deit-tiny-orin  deit_tiny_patch16_224, weights: deit_tiny.safetensors
+Warning: 2 of 650 evaluation images were corrupt and skipped
+candidate          model     MACs   params     file  top-1  agree  median ms (95 %)    speed-up (95 %)  promised  kept  verdict
+──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+openvino-cpu fp32  dense  1.254 G  5.717 M  23.0 MB  79.2%      -  7.42 (7.38-7.46)
+                   slim   0.780 G  3.902 M  15.8 MB  78.6%  94.3%  5.23 (5.20-5.26)  1.42x (1.39-1.45)     1.61x   88%  trusted, chosen
+
+openvino-cpu bf16  dense  1.254 G  5.717 M  11.6 MB  79.2%      -  7.60 (7.55-7.65)
+                   slim   0.780 G  3.902 M   8.0 MB  78.6%  94.3%  5.54 (5.51-5.58)  1.37x (1.34-1.40)     1.61x   85%  trusted
+
+openvino-cpu int8  dense  1.254 G  5.717 M   5.9 MB  79.2%      -  6.10 (6.06-6.14)
+                   slim   0.780 G  3.902 M   4.1 MB  78.6%  94.3%  6.34 (6.30-6.38)  0.96x (0.94-0.98)     1.61x   60%  untrusted, refused
+
+openvino-cpu fp32: 1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88% of the promise kept. It answers like the dense model on 94.3%
+of 648 images; top-1 is 78.6%, 0.6 points lost (-0.2 to 1.4).
+openvino-cpu int8 refused: slower than fp32 on this target: 6.34 ms against 5.23 ms.
+openvino-cpu int8 untrusted: the candidate's second half took +11.2% against its first, allowed 5.0%.
+orin-nano fp16 not built: no TensorRT here: pip install edgevit[tensorrt].
+"""  # noqa: E501 (the table is wide)
+
+COMPARISON = """\
+build                 MACs  top-1  drop  agree         ms   speed-up  kept
+──────────────────────────────────────────────────────────────────────────
+vo32-hidden512     0.780 G  78.6%   0.6  94.3%       4.40      1.69x  105%
+openvino-cpu fp32                               4.37-4.43  1.65-1.72
+vo48               0.780 G  78.6%   0.6  94.3%       5.23      1.42x   88%
+openvino-cpu fp32                               5.20-5.26  1.39-1.45
+drop in points of top-1; ms and speed-up with their 95 % intervals.
+"""
+
+
+def _text(width: int, *reports: Report) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    if len(reports) == 1:
+        render(reports[0], console)
+    else:
+        render_comparison(reports, console)
+    assert isinstance(console.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
+
+
+def test_render_at_80_columns_shows_two_tables_and_sentences() -> None:
+    assert _text(80, report()) == NARROW
+
+
+def test_render_at_140_columns_shows_one_table() -> None:
+    assert _text(140, report()) == WIDE
+
+
+def test_render_comparison_puts_the_fastest_first() -> None:
+    assert _text(80, report("vo48"), report("vo32-hidden512", slim_ms=4.4)) == COMPARISON
+
+
+@pytest.mark.parametrize("width", [80, 100, 139, 140, 200])
+def test_render_at_any_width_keeps_every_number_whole(width: int) -> None:
+    text = _text(width, report())
+    assert max(map(len, text.splitlines())) <= width
+    for number in (
+        "1.254 G",
+        "0.780 G",
+        "5.717 M",
+        "15.8 MB",
+        "79.2%",
+        "94.3%",
+        "5.20-5.26",
+        "1.39-1.45",
+        "88%",
+    ):
+        assert number in text, number
+    assert "…" not in text
+
+
+def test_render_prints_only_on_the_console_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    _text(80, report())
+    _text(80, report(), report("b"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_render_of_brackets_in_names_shows_them() -> None:
+    warned = report("run[bold]1").model_copy(update={"warnings": ("[red]random weights[/red]",)})
+    text = _text(80, warned)
+    assert "run[bold]1  deit" in text
+    assert "Warning: [red]random weights[/red]\n" in text
+
+
+def test_render_without_labels_shows_no_top1_but_agreement() -> None:
+    text = _text(80, report(labelled=False))
+    assert "78.6%" not in text
+    assert "on 94.3% of 648 images; they have no labels, so top-1 is unknown." in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("measured", "interval", "said"),
+    [
+        (
+            1.42,
+            (1.39, 1.45),
+            "1.42x faster measured (1.39-1.45), MACs promised 1.60x: 89% of the promise kept.",
+        ),
+        (1.01, (0.98, 1.04), "no faster as far as can be told, 1.01x (0.98-1.04), MACs promised 1.60x: 63%"),
+        (0.8, (0.7, 0.9), "slower than dense, 0.80x measured (0.70-0.90), MACs promised 1.60x: 50%"),
+    ],
+)
+def test_speed_sentence_says_what_the_interval_allows(
+    measured: float, interval: tuple[float, float], said: str
+) -> None:
+    speedup = Speedup(measured=measured, interval=interval, estimated=1.6, promise=measured / 1.6)
+    found = result("fp32", 2.0, 1.0).model_copy(update={"speedup": speedup})
+    assert phrases.speed(found).startswith(said)
+    doubted = found.model_copy(update={"verdict": "untrusted", "why": "too few samples: 30"})
+    assert phrases.speed(doubted).endswith("kept. Do not trust this timing: too few samples: 30.")
+
+
+def test_findings_without_a_chosen_candidate_speak_of_all_that_are_offered() -> None:
+    made = report()
+    unchosen = [r.model_copy(update={"chosen": False}) for r in made.results]
+    said = phrases.findings(made.model_copy(update={"results": tuple(unchosen)}))
+    assert [line.split(":")[0] for line in said[:2]] == ["openvino-cpu fp32", "openvino-cpu bf16"]
+    refused = tuple(r.model_copy(update={"refused": "slower than dense"}) for r in unchosen)
+    assert phrases.findings(made.model_copy(update={"results": refused}))[0].startswith(
+        "No candidate is offered"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (phrases.count(1_253_710_848), "1.254 G"),
+        (phrases.count(779_671_000), "779.7 M"),
+        (phrases.count(779_671_000, 1_253_710_848), "0.780 G"),
+        (phrases.count(17_564_000_000), "17.56 G"),
+        (phrases.count(512), "512"),
+        (phrases.size(3_902), "3.9 kB"),
+        (phrases.size(512), "512 B"),
+        (phrases.milliseconds(0.08123), "0.0812"),
+        (phrases.milliseconds(0.812), "0.812"),
+        (phrases.milliseconds(123.45), "123.5"),
+        (phrases.milliseconds_interval((9.9, 10.123), 10.0), "9.90-10.12"),
+        (phrases.share(None), "-"),
+    ],
+)
+def test_numbers_are_written_with_fitting_digits(written: str, expected: str) -> None:
+    assert written == expected
