@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
+from edgevit.images import ImageSet
 from edgevit.recipe import Recipe
 from edgevit.schema import Strict, load_toml
 from edgevit.target import Target
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md"), *CHECKOUT.glob("calibration/*.md")])
+
+KEYS = [("recipes.md", Recipe), ("recipes.md", ImageSet), ("targets.md", Target)]
 
 
 def _blocks(language: str) -> list[tuple[str, str]]:
@@ -56,13 +59,13 @@ def test_recipe_in_the_docs_loads(text: str, tmp_path: Path) -> None:
     assert load_toml(path, Recipe).model.name == tomllib.loads(text)["model"]["name"]
 
 
-@pytest.mark.parametrize(("page", "kind"), [("recipes.md", Recipe), ("targets.md", Target)])
+@pytest.mark.parametrize(("page", "kind"), KEYS)
 def test_page_names_every_key(page: str, kind: type[Strict]) -> None:
     text = (CHECKOUT / "docs" / page).read_text()
     assert [name for name, _ in _fields(kind) if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize(("page", "kind"), [("recipes.md", Recipe), ("targets.md", Target)])
+@pytest.mark.parametrize(("page", "kind"), KEYS)
 def test_page_states_the_defaults_of_the_code(page: str, kind: type[Strict]) -> None:
     rows = _table_rows(page)
     numbers = {
