@@ -1,0 +1,1 @@
+"""Measure artefacts on the device: latency, the machine's state while it was taken, and accuracy."""

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from small_onnx import classify, draw_images, write_classifier
+
+from edgevit.backends import Session, get_backend
+from edgevit.backends.openvino import OpenVINO, require_bf16, require_device
+from edgevit.errors import BackendError, BackendUnavailableError
+from edgevit.target import Precision, Target
+
+TARGET = Target(name="test", runtime="openvino", threads=1)
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _build(folder: Path, batch: int | str = 1) -> Path:
+    return OpenVINO().build(write_classifier(folder / "m.onnx", batch=batch), TARGET, "fp32", folder / "ir")
+
+
+def _load(folder: Path, batch: int | str = 1, precision: Precision = "fp32") -> Session:
+    return OpenVINO().load(_build(folder, batch), TARGET, precision)
+
+
+def test_get_backend_of_openvino_is_installed() -> None:
+    backend = get_backend("openvino")
+    backend.check()
+    assert backend.versions() == {"openvino": ov.__version__}
+
+
+def test_check_without_openvino_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what an import of a missing package sees
+    with pytest.raises(BackendUnavailableError, match=r"not installed here .*pip install openvino"):
+        OpenVINO().check()
+
+
+def test_run_fp32_equals_the_reference(tmp_path: Path) -> None:
+    images = draw_images(1)
+    with _load(tmp_path) as session:
+        assert session.input_shape == (1, 3, 2, 2)
+        assert session.output_names == ("logits",)
+        logits = session.run(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, classify(images), atol=1e-5)
+
+
+def test_run_dynamic_batch_takes_every_size(tmp_path: Path) -> None:
+    with _load(tmp_path, "batch") as session:
+        assert session.input_shape == (None, 3, 2, 2)
+        for count in (3, 1, 7):
+            images = draw_images(count)
+            np.testing.assert_allclose(session.run(images), classify(images), atol=1e-5)
+
+
+def test_run_twice_leaves_the_first_output_alone(tmp_path: Path) -> None:
+    first, second = draw_images(2)[:1], draw_images(2)[1:]
+    with _load(tmp_path) as session:
+        logits = session.run(first)
+        session.run(second)
+    np.testing.assert_allclose(logits, classify(first), atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
+def test_run_bf16_is_near_the_reference_but_not_equal(tmp_path: Path) -> None:
+    images = draw_images(1)
+    with _load(tmp_path, precision="bf16") as session:
+        assert session.device()["precision"] == "bf16"
+        error = np.abs(session.run(images) - classify(images)).max()
+    assert 1e-5 < error < 5e-2
+
+
+def test_device_reports_the_threads_and_precision_asked_for(tmp_path: Path) -> None:
+    with _load(tmp_path) as session:
+        device = session.device()
+    assert device["device"] == "CPU"
+    assert device["threads"] == "1"
+    assert device["streams"] == "1"
+    assert device["precision"] == "f32"
+    assert device["name"] == ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+
+
+def test_run_with_another_batch_is_refused_and_not_broadcast(tmp_path: Path) -> None:
+    with (
+        _load(tmp_path, 4) as session,
+        pytest.raises(BackendError, match=r"shape \[4, 3, 2, 2\], got float32 \[1, 3, 2, 2\]"),
+    ):
+        session.run(draw_images(1))
+
+
+def test_run_with_float64_is_refused(tmp_path: Path) -> None:
+    with _load(tmp_path) as session, pytest.raises(BackendError, match=r"float32 batch .* got float64"):
+        session.run(draw_images(1).astype(np.float64))
+
+
+def test_run_after_leaving_is_refused(tmp_path: Path) -> None:
+    with _load(tmp_path) as session:
+        pass
+    with pytest.raises(ValueError, match="session was left"):
+        session.run(draw_images(1))
+
+
+def test_build_twice_in_one_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "other place").mkdir()
+    first, second = _build(tmp_path), _build(tmp_path / "other place")
+    for name in ("model.xml", "model.bin"):
+        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+
+
+def test_build_in_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = _build(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from edgevit.backends.openvino import OpenVINO;"
+        "from edgevit.target import Target;"
+        "OpenVINO().build(Path(sys.argv[1]), Target(runtime='openvino'), 'fp32', Path(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "m.onnx", tmp_path / "again"], check=True)
+    assert first.read_bytes() == (tmp_path / "again" / "model.xml").read_bytes()
+
+
+def test_build_keeps_fp32_weights_as_they_are(tmp_path: Path) -> None:
+    model = ov.Core().read_model(_build(tmp_path))
+    kinds = {op.get_element_type() for op in model.get_ops() if op.get_type_name() == "Constant"}
+    assert ov.Type.f32 in kinds
+    assert ov.Type.f16 not in kinds
+
+
+def test_build_leaves_no_path_in_the_ir(tmp_path: Path) -> None:
+    assert str(tmp_path) not in _build(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_build_of_another_precision_is_refused(tmp_path: Path, precision: Precision) -> None:
+    onnx = write_classifier(tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match=rf"openvino: .* among fp32, bf16, got {precision}"):
+        OpenVINO().build(onnx, TARGET, precision, tmp_path / "ir")
+
+
+def test_build_from_truncated_onnx_names_file_version_and_cause(tmp_path: Path) -> None:
+    onnx = write_classifier(tmp_path / "m.onnx")
+    onnx.write_bytes(onnx.read_bytes()[:200])
+    expected = r"m\.onnx: OpenVINO 20.* failed\. Its own words: .* The file \(200 bytes\) is truncated"
+    with pytest.raises(BackendError, match=expected) as caught:
+        OpenVINO().build(onnx, TARGET, "fp32", tmp_path / "ir")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_build_from_an_empty_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(BackendError, match=r"m\.onnx: expected a model file for openvino, got 0 bytes"):
+        OpenVINO().build(tmp_path / "m.onnx", TARGET, "fp32", tmp_path / "ir")
+
+
+def test_load_of_truncated_ir_says_so(tmp_path: Path) -> None:
+    artefact = _build(tmp_path)
+    artefact.write_text(artefact.read_text()[:500])
+    with pytest.raises(BackendError, match=r"model\.xml: .* \(500 bytes\) is truncated"):
+        OpenVINO().load(artefact, TARGET, "fp32")
+
+
+def test_load_of_truncated_weights_names_the_bin(tmp_path: Path) -> None:
+    artefact = _build(tmp_path)
+    weights = artefact.with_suffix(".bin")
+    weights.write_bytes(weights.read_bytes()[:10])
+    with pytest.raises(BackendError, match=r"model\.bin is missing or truncated: build it again"):
+        OpenVINO().load(artefact, TARGET, "fp32")
+
+
+def test_load_without_weights_names_the_bin(tmp_path: Path) -> None:
+    artefact = _build(tmp_path)
+    artefact.with_suffix(".bin").unlink()
+    with pytest.raises(BackendError, match=r"model\.bin is missing or truncated: build it again"):
+        OpenVINO().load(artefact, TARGET, "fp32")
+
+
+def test_load_of_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"model\.xml: expected a model file for openvino, found none"):
+        OpenVINO().load(tmp_path / "model.xml", TARGET, "fp32")
+
+
+def test_load_on_a_device_that_is_not_here_lists_those_that_are(tmp_path: Path) -> None:
+    target = TARGET.model_copy(update={"device": "npu"})
+    with pytest.raises(BackendUnavailableError, match=r"expected the device NPU, found CPU"):
+        OpenVINO().load(_build(tmp_path), target, "fp32")
+
+
+def test_require_device_with_one_of_several_accepts_the_family() -> None:
+    require_device("GPU", ["CPU", "GPU.0", "GPU.1"])
+    with pytest.raises(BackendUnavailableError, match=r"GPU\.2, found CPU, GPU\.0"):
+        require_device("GPU.2", ["CPU", "GPU.0"])
+
+
+def test_require_bf16_without_it_names_the_cpu_and_the_flags() -> None:
+    require_bf16("Xeon", ["FP32", "BF16"])
+    expected = r"avx512_bf16 or amx_bf16; Core i5 has neither and offers FP32, INT8\. Use precisions"
+    with pytest.raises(BackendUnavailableError, match=expected):
+        require_bf16("Core i5", ["FP32", "INT8"])
+
+
+def test_artefact_moved_with_its_weights_still_loads(tmp_path: Path) -> None:
+    moved = shutil.move(_build(tmp_path).parent, tmp_path / "moved")
+    with OpenVINO().load(Path(moved) / "model.xml", TARGET, "fp32") as session:
+        images = draw_images(1)
+        np.testing.assert_allclose(session.run(images), classify(images), atol=1e-5)
