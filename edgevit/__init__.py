@@ -5,11 +5,40 @@ The public API is this page. Importing it imports no torch: what needs torch is 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from edgevit.errors import EdgevitError
+
+if TYPE_CHECKING:
+    from edgevit.models.load import LoadedModel, ModelSource, load_model
+    from edgevit.recipe import LoadedRecipe, load_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["EdgevitError", "__version__"]
+__all__ = [
+    "EdgevitError",
+    "LoadedModel",
+    "LoadedRecipe",
+    "ModelSource",
+    "__version__",
+    "load_model",
+    "load_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    match name:
+        case "LoadedModel" | "ModelSource" | "load_model":
+            from edgevit.models import load
+
+            return getattr(load, name)
+        case "LoadedRecipe" | "load_recipe":
+            from edgevit import recipe
+
+            return getattr(recipe, name)
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
