@@ -77,8 +77,14 @@ def folder_rows(path: Path, label: str | None, label_required: bool) -> Rows:
 
 
 def _image_files(path: Path) -> Iterator[Path]:
+    seen: set[Path] = set()
     for folder, subfolders, files in os.walk(path, followlinks=True):  # sets of links to images are common
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        real = Path(folder).resolve()
+        # Sorted, so that of two links to one folder the same one counts on every machine.
+        subfolders[:] = [] if real in seen else sorted(s for s in subfolders if not s.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
         for name in files:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield Path(folder, name)

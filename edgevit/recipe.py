@@ -130,7 +130,7 @@ class Recipe(Strict):
     name: FolderName = ""
     """Name of the build directory; default: the recipe file's stem."""
     model: ModelSection
-    """The dense model."""
+    """What is made smaller."""
     calibration: CalibrationSection | None = None
     """Unlabelled images for the closed form."""
     evaluation: EvaluationSection | None = None
@@ -138,9 +138,9 @@ class Recipe(Strict):
     plan: PlanSection = PlanSection()
     """What remains, by hand."""
     slim: SlimSection = SlimSection()
-    """How the parts that are cut are made up for."""
+    """How the cut parts are made up for."""
     export: ExportSection = ExportSection()
-    """The shape of the ONNX file."""
+    """How the ONNX file is written."""
     target: tuple[TargetSection, ...] = Field(default=(TargetSection(name=DEFAULT_TARGET),), min_length=1)
     """Devices that the result is built for and measured on; default: openvino-cpu."""
     gates: GatesSection = GatesSection()

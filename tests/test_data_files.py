@@ -1,0 +1,62 @@
+"""Every data file in the repository loads, survives a round trip, and keeps its folder free of code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevit.images import ImageSet, load_image_set, open_images
+from edgevit.preprocess import Preprocess, resolve_preprocess
+from edgevit.recipe import Recipe, load_recipe
+from edgevit.schema import Strict, load_toml
+from edgevit.shipped import Kind, shipped_dir, shipped_names
+from edgevit.target import Target, load_target
+
+KINDS: dict[Kind, type[Strict]] = {"targets": Target, "calibration": ImageSet, "recipes": Recipe}
+FILES = [(kind, name) for kind in KINDS for name in shipped_names(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_shipped_file_survives_a_round_trip(kind: Kind, name: str) -> None:
+    value = load_toml(shipped_dir(kind) / f"{name}.toml", KINDS[kind])
+    assert KINDS[kind].model_validate_json(value.model_dump_json(exclude_unset=True)) == value
+
+
+@pytest.mark.parametrize("folder", ["targets", "calibration"])
+def test_data_folder_holds_data_and_a_readme(folder: Kind) -> None:
+    assert not list(shipped_dir(folder).rglob("*.py"))
+    assert (shipped_dir(folder) / "README.md").is_file()
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("targets", Target), ("calibration", ImageSet)])
+def test_data_folder_readme_names_every_key(folder: Kind, kind: type[Strict]) -> None:
+    text = (shipped_dir(folder) / "README.md").read_text()
+    assert [key for key in kind.model_fields if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", shipped_names("targets"))
+def test_shipped_target_says_what_it_is(name: str, tmp_path: Path) -> None:
+    target = load_target(name, tmp_path)
+    assert target.name == name
+    assert target.description
+    assert target.source
+
+
+@pytest.mark.parametrize("name", shipped_names("recipes"))
+def test_shipped_recipe_names_things_that_exist(name: str) -> None:
+    loaded = load_recipe(name)
+    recipe = loaded.recipe
+    assert loaded.weights is None or loaded.weights.is_file()
+    assert all(load_target(target.name, loaded.folder) for target in recipe.target)
+    assert all(load_image_set(s.set, loaded.folder) for s in (recipe.calibration, recipe.evaluation) if s)
+
+
+@pytest.mark.parametrize("name", shipped_names("calibration"))
+def test_shipped_set_opens_without_skipping(name: str, tmp_path: Path) -> None:
+    source = load_image_set(name, tmp_path)
+    assert source.set.kind != "hub"  # shipped sets work offline
+    grey = Preprocess(32, (32, 32), "bicubic", (0.5,), (0.5,), channels=1)
+    images = open_images(source, resolve_preprocess(grey, source.set.preprocess), None, 0)
+    assert images.skipped == 0
+    assert sum(len(batch) for batch in images.batches(256)) == len(images)

@@ -1,0 +1,55 @@
+"""Target files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevit.errors import RecipeError
+from edgevit.target import DEFAULT_TARGET, Rules, load_target
+
+
+def test_load_target_default_is_shipped_and_named_after_its_file(tmp_path: Path) -> None:
+    target = load_target(DEFAULT_TARGET, tmp_path)
+    assert (target.name, target.runtime, target.device) == ("openvino-cpu", "openvino", "cpu")
+    assert (target.precisions, target.threads, target.batch, target.opset) == (("fp32", "bf16"), 2, 1, 18)
+
+
+def test_load_target_own_file_is_read_relative_to_the_folder(tmp_path: Path) -> None:
+    text = (
+        'name = "line-7"\nruntime = "onnxruntime"\nthreads = 0\n[rules]\nhidden = 32\n[timing]\nseconds = 2'
+    )
+    (tmp_path / "board.toml").write_text(text)
+    target = load_target("board.toml", tmp_path)
+    assert target.name == "line-7"
+    assert target.rules == Rules(hidden=32)
+    assert target.timing.seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('runtime = "openvin"', r'runtime: expected "onnxruntime" or "openvino", got "openvin"'),
+        (
+            'precisions = ["fp32", "fp33"]',
+            r'precisions\[1\]: expected "fp32", "fp16", "bf16" or "int8", got "fp33"',
+        ),
+        ("precisions = []", r"precisions: expected a list of at least 1, got \[\]"),
+        ('precisions = ["fp32", "fp32"]', r"precisions: expected each precision once, got fp32, fp32"),
+        ("batch = 0", r"batch: expected a number >= 1, got 0"),
+        ("threads = -1", r"threads: expected a number >= 0, got -1"),
+        ("opset = 16", r"opset: expected a number >= 17, got 16"),
+        ("rules = { head = 2 }", r'rules\.head: unknown key\. Did you mean "heads"\?'),
+        (
+            "timing = { min_samples = 3000 }",
+            r"timing\.max_samples: expected at least min_samples = 3000, got 2000",
+        ),
+        ("timing = { seconds = inf }", r"timing\.seconds: expected a finite number, got inf"),
+    ],
+)
+def test_load_target_bad_value_names_the_key(tmp_path: Path, line: str, message: str) -> None:
+    runtime = "" if line.startswith("runtime") else 'runtime = "openvino"\n'
+    (tmp_path / "board.toml").write_text(runtime + line)
+    with pytest.raises(RecipeError, match=message):
+        load_target("board.toml", tmp_path)
