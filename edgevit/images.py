@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ from edgevit.preprocess import (
     preprocess_to_json,
     resolve_preprocess,
 )
+from edgevit.progress import Progress, silent
 from edgevit.schema import Problem, Strict, load_toml
 from edgevit.shipped import find_shipped
 
@@ -40,7 +41,6 @@ __all__ = [
     "Images",
     "LoadedSet",
     "Preprocess",
-    "Progress",
     "SetPreprocess",
     "check_labels",
     "load_image_set",
@@ -49,9 +49,6 @@ __all__ = [
     "preprocess_to_json",
     "resolve_preprocess",
 ]
-
-Progress = Callable[[int, int], None]
-"""Called with the images done so far and all of them."""
 
 KEEP_BYTES = 2**30
 """Pixels up to this size stay in memory after the first pass; larger sets are decoded in every pass."""
@@ -115,8 +112,10 @@ class Images:
         """Name of each class, where the set says it."""
         self.sha256 = found.sha256
         """Hash of the chosen files' bytes, their labels and the preprocessing, hexadecimal."""
-        self.skipped = found.skipped
+        self.skipped = len(found.skipped)
         """Images that were drawn but could not be read; above 0 only with on_corrupt = "skip"."""
+        self.skipped_names = found.skipped
+        """Which those are."""
         self.preprocess = preprocess
         self._rows = rows
         self._chosen = chosen
@@ -125,7 +124,7 @@ class Images:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def batches(self, size: int, progress: Progress | None = None) -> Iterator[NDArray[np.float32]]:
+    def batches(self, size: int) -> Iterator[NDArray[np.float32]]:
         """Yield all images in order as model inputs, float32 [b, C, H, W] with b <= `size`.
 
         Raises:
@@ -133,12 +132,7 @@ class Images:
         """
         if size < 1:
             raise ValueError(f"batch size: expected at least 1, got {size}")
-        done = 0
-        for pixels in self._pixel_batches(size):
-            yield self.preprocess.normalise(pixels)
-            done += len(pixels)
-            if progress is not None:
-                progress(done, len(self))
+        yield from map(self.preprocess.normalise, self._pixel_batches(size))
 
     def _pixel_batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         import numpy as np
@@ -176,7 +170,7 @@ class Images:
 
 
 def open_images(
-    source: LoadedSet, preprocess: Preprocess, count: int | None, seed: int, progress: Progress | None = None
+    source: LoadedSet, preprocess: Preprocess, count: int | None, seed: int, progress: Progress = silent
 ) -> Images:
     """Draw `count` images (all when None) from a set, without replacement, and hash them.
 
@@ -251,22 +245,21 @@ class _Found:
 
     kept: NDArray[np.int64]
     sha256: str
-    skipped: int
+    skipped: tuple[str, ...]
 
 
 def _examine(
-    rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, skip: bool, progress: Progress | None
+    rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, skip: bool, progress: Progress
 ) -> _Found:
     digest = hashlib.sha256(json.dumps(preprocess_to_json(preprocess), sort_keys=True).encode())
-    kept = []
-    for done, (index, (data, _)) in enumerate(zip(chosen, rows.read(chosen), strict=True), start=1):
+    kept, skipped = [], []
+    for done, (index, (data, where)) in enumerate(zip(chosen, rows.read(chosen), strict=True), start=1):
         if not skip or _readable(data, preprocess):
             kept.append(index)
             digest.update(hashlib.sha256(data).digest())
             digest.update(b"-" if rows.labels is None else str(rows.labels[index]).encode())
-        if progress is not None:
-            progress(done, len(chosen))
-    return _Found(chosen[:0] if not kept else _int64(kept), digest.hexdigest(), len(chosen) - len(kept))
+        progress("images read", done, len(chosen))
+    return _Found(chosen[:0] if not kept else _int64(kept), digest.hexdigest(), tuple(skipped))
 
 
 def _int64(values: list[np.int64]) -> NDArray[np.int64]:
