@@ -252,9 +252,12 @@ def _examine(
     rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, skip: bool, progress: Progress
 ) -> _Found:
     digest = hashlib.sha256(json.dumps(preprocess_to_json(preprocess), sort_keys=True).encode())
-    kept, skipped = [], []
+    kept: list[np.int64] = []
+    skipped: list[str] = []
     for done, (index, (data, where)) in enumerate(zip(chosen, rows.read(chosen), strict=True), start=1):
-        if not skip or _readable(data, preprocess):
+        if skip and not _readable(data, preprocess):
+            skipped.append(where)
+        else:
             kept.append(index)
             digest.update(hashlib.sha256(data).digest())
             digest.update(b"-" if rows.labels is None else str(rows.labels[index]).encode())

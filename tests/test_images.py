@@ -224,6 +224,8 @@ def test_corrupt_images_are_skipped_and_counted_when_the_set_says_so(tmp_path: P
     write_parquet(tmp_path / "images.parquet", files, [0, 1, 0, 1, 1])
     images = open_images(parquet_set(tmp_path, 'on_corrupt = "skip"'), SMALL, None, 0)
     assert (len(images), images.skipped, values(images)) == (3, 2, [0, 2, 4])
+    path = tmp_path / "images.parquet"
+    assert images.skipped_names == (f"{path} row 1 (1.png)", f"{path} row 3 (3.png)")
     assert images.labels is not None
     assert images.labels.tolist() == [0, 0, 1]
 
