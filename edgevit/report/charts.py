@@ -1,0 +1,209 @@
+"""The charts of the HTML report as Vega-Lite specifications.
+
+Colours are CSS variables of the page (`var(--slim)`): one picture serves light, dark and paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import altair as alt
+
+from edgevit.report import phrases
+from edgevit.report.model import ArtefactFacts, Report, Result
+
+Spec: TypeAlias = dict[str, Any]
+"""A Vega-Lite specification: JSON whose form Vega-Lite's own schema fixes."""
+Row: TypeAlias = Mapping[str, object]
+
+_CURVE_POINTS = 200
+"""More points of a cumulative curve cannot be told apart at the width of the page."""
+
+_SIDES = alt.Scale(domain=["dense", "slim"], range=["var(--dense)", "var(--slim)"])
+
+# One colour a build, of middle lightness: it reads on white and on black.
+_BUILDS = ("var(--slim)", "var(--promise)", "#3f9d6b", "#a06bc0", "#c9a227", "#cf5c78", "#3aa6b0", "#8a7355")
+
+
+def speedup_chart(reports: Sequence[Report]) -> Spec:
+    """Draw each candidate's measured speed-up with its interval, and the one that its MACs promised."""
+    rows = [_speedup_row(report, result, len(reports) > 1) for report in reports for result in report.results]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(y=alt.Y("label:N", sort=None, title=None))
+    kind = alt.Scale(domain=["measured", "promised by MACs"], range=["var(--slim)", "var(--promise)"])
+    legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=0)
+    ends = [row[key] for row in rows for key in ("low", "high", "estimated")]
+    # Every layer names the scale: one without it would pull the shared axis down to zero.
+    scale = alt.Scale(domain=[0.97 * min(1.0, *ends), 1.03 * max(1.0, *ends)], nice=False, zero=False)
+    measured_x = alt.X("measured:Q", title="times as fast as dense", scale=scale)
+    color = alt.Color("kind:N", scale=kind, legend=legend)
+    interval = base.mark_rule(strokeWidth=3, opacity=0.45, color="var(--slim)").encode(x2="high:Q")
+    measured = base.mark_point(size=90, opacity=1).encode(
+        x=measured_x,
+        color=color,
+        fill=alt.condition("datum.verdict == 'trusted'", alt.value("var(--slim)"), alt.value("var(--paper)")),
+        tooltip=["label:N", "measured_text:N", "promised_text:N", "verdict:N"],
+    )
+    promised = base.mark_tick(thickness=3, size=20).encode(x=alt.X("estimated:Q", scale=scale), color=color)
+    same = alt.Chart(alt.InlineData(values=[{"one": 1}])).mark_rule(color="var(--dense)", strokeDash=[4, 3])
+    layers = [
+        same.encode(x=alt.X("one:Q", scale=scale)),
+        interval.encode(x=alt.X("low:Q", scale=scale)),
+        measured.transform_calculate(kind="'measured'"),
+        promised.transform_calculate(kind="'promised by MACs'"),
+    ]
+    return _finish(layers, height=34 * len(rows))
+
+
+def latency_chart(result: Result) -> Spec:
+    """Draw the share of runs that were at most so slow, dense beside slim, from the raw samples."""
+    sides: list[tuple[str, ArtefactFacts]] = [("dense", result.dense), ("slim", result.slim)]
+    rows = [row for side, artefact in sides for row in _curve(side, artefact.latency_ms.samples)]
+    medians = [{"side": side, "ms": artefact.latency_ms.median} for side, artefact in sides]
+    fastest = min(min(artefact.latency_ms.samples) for _, artefact in sides)
+    slowest = max(artefact.latency_ms.p99 for _, artefact in sides)
+    scale = alt.Scale(domain=[0.98 * fastest, 1.02 * slowest], nice=False)
+    x = alt.X("ms:Q", title="milliseconds", scale=scale)
+    color = alt.Color("side:N", scale=_SIDES, legend=alt.Legend(title=None, orient="top"))
+    curve = alt.Chart(alt.InlineData(values=rows)).mark_line(
+        interpolate="step-after", strokeWidth=2, clip=True
+    )
+    median = alt.Chart(alt.InlineData(values=medians)).mark_rule(strokeDash=[4, 3], opacity=0.8)
+    share = alt.Y("share:Q", title="share of runs", axis=alt.Axis(format="%", tickCount=5))
+    return _finish([curve.encode(x=x, y=share, color=color), median.encode(x=x, color=color)], height=170)
+
+
+def blocks_chart(report: Report) -> Spec:
+    """Draw the MACs of each block, the slim model's in front of the dense one's."""
+    rows: list[Row] = [
+        {
+            "block": index,
+            "side": side,
+            "mega": cost.macs / 1e6,
+            "dims": f"{cost.heads} heads, qk {cost.qk_dim}, vo {cost.vo_dim}, hidden {cost.hidden}, "
+            f"{cost.tokens} tokens out",
+        }
+        for index, block in enumerate(report.blocks)
+        for side, cost in (("dense", block.dense), ("slim", block.slim))
+    ]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("mega:Q", title="million MACs", stack=None),
+        color=alt.Color("side:N", scale=_SIDES, legend=alt.Legend(title=None, orient="top")),
+        tooltip=["block:O", "side:N", alt.Tooltip("mega:Q", format=".1f"), "dims:N"],
+    )
+    dense = base.transform_filter("datum.side == 'dense'").mark_bar(width={"band": 0.85}, opacity=0.45)
+    slim = base.transform_filter("datum.side == 'slim'").mark_bar(width={"band": 0.5})
+    return _finish([dense, slim], height=190)
+
+
+def tradeoff_charts(reports: Sequence[Report]) -> dict[str, Spec]:
+    """Draw accuracy against latency for each target; the line joins what no other artefact beats in both.
+
+    The measure is top-1 where every artefact has it, else agreement; without either there is no chart.
+    """
+    results = [(report, result) for report in reports for result in report.results]
+    labelled = all(result.slim.top1 is not None for _, result in results)
+    if not labelled and any(result.slim.agreement is None for _, result in results):
+        return {}
+    charts = {}
+    for target in dict.fromkeys(result.target for _, result in results):
+        rows = [
+            row
+            for report, result in results
+            if result.target == target
+            for row in _tradeoff_rows(report, result, labelled, len(reports) > 1)
+        ]
+        title = "top-1" if labelled else "agreement with dense"
+        charts[target] = _tradeoff(rows, title)
+    return charts
+
+
+def _tradeoff(rows: list[dict[str, object]], title: str) -> Spec:
+    x = alt.X("ms:Q", title="median milliseconds", scale=alt.Scale(zero=False, padding=24))
+    y = alt.Y("share:Q", title=title, scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(format=".1%"))
+    front = alt.Chart(alt.InlineData(values=_front(rows))).mark_line(
+        interpolate="step-after", color="var(--muted)", strokeWidth=1, strokeDash=[2, 2]
+    )
+    # Names beside the points would cover each other: precisions differ little in accuracy.
+    builds = list(dict.fromkeys(str(row["build"]) for row in rows if row["build"] != "dense"))
+    colors = ["var(--dense)", *(_BUILDS[index % len(_BUILDS)] for index in range(len(builds)))]
+    scale = alt.Scale(domain=["dense", *builds], range=colors)
+    legend = alt.Legend(title=None, orient="top")
+    precision = alt.Legend(title=None, orient="top", symbolFillColor="var(--muted)", symbolStrokeWidth=0)
+    points = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_point(filled=True, size=90, opacity=0.9)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("build:N", scale=scale, legend=legend),
+            shape=alt.Shape("precision:N", sort=None, legend=precision),
+            tooltip=["build:N", "precision:N", alt.Tooltip("ms:Q", format=".3f"), "share:Q"],
+        )
+    )
+    return _finish([front.encode(x=x, y=y), points], height=260)
+
+
+def _speedup_row(report: Report, result: Result, several: bool) -> dict[str, Any]:
+    speedup = result.speedup
+    measured = f"{phrases.ratio(speedup.measured)} ({phrases.ratio_interval(speedup.interval)})"
+    return {
+        "label": f"{report.name}: {phrases.label(result)}" if several else phrases.label(result),
+        "measured": speedup.measured,
+        "low": speedup.interval[0],
+        "high": speedup.interval[1],
+        "estimated": speedup.estimated,
+        "measured_text": measured,
+        "promised_text": f"{phrases.ratio(speedup.estimated)}, {phrases.kept(speedup.promise)} kept",
+        "verdict": result.verdict,
+    }
+
+
+def _curve(side: str, samples: Sequence[float]) -> list[Row]:
+    """Return the cumulative distribution, at most `_CURVE_POINTS` points, both ends among them."""
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    points = min(_CURVE_POINTS, len(ordered))
+    picked = sorted({round(last * point / max(1, points - 1)) for point in range(points)})
+    return [{"side": side, "ms": ordered[at], "share": (at + 1) / len(ordered)} for at in picked]
+
+
+def _tradeoff_rows(report: Report, result: Result, labelled: bool, several: bool) -> list[dict[str, object]]:
+    dense = result.dense.top1 if labelled else 1.0
+    slim = result.slim.top1 if labelled else result.slim.agreement
+    return [
+        {"build": build, "precision": result.precision, "ms": artefact.latency_ms.median, "share": share}
+        for build, artefact, share in (
+            ("dense", result.dense, dense),
+            (report.name if several else "slim", result.slim, slim),
+        )
+    ]
+
+
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return the rows that no other beats in both time and accuracy, the fastest first."""
+    front: list[Row] = []
+    best = -1.0
+    for row in sorted(rows, key=lambda row: (row["ms"], -row["share"])):
+        if row["share"] > best:
+            best = row["share"]
+            front.append({"ms": row["ms"], "share": row["share"]})
+    return front
+
+
+def _finish(layers: list[alt.Chart], height: int) -> Spec:
+    words = {"labelColor": "var(--muted)", "titleColor": "var(--muted)", "titleFontWeight": "normal"}
+    lines = {"domainColor": "var(--rule)", "tickColor": "var(--rule)", "gridColor": "var(--rule)"}
+    styled = (
+        alt.LayerChart(layer=layers)
+        .properties(width="container", height=height, background="transparent")
+        .configure(font="system-ui, sans-serif", padding=4)
+        .configure_axis(**words, **lines, labelFontSize=11, titleFontSize=11, gridOpacity=0.6, labelLimit=320)
+        .configure_legend(labelColor="var(--ink)", labelFontSize=12)
+        .configure_view(stroke=None)
+    )
+    spec: Spec = styled.to_dict()
+    # The address of the schema is no use to a page that fetches nothing.
+    del spec["$schema"]
+    return spec

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vl_convert
+from sample_report import report
+
+from edgevit.errors import OutputError
+from edgevit.report import charts
+from edgevit.report.html import render_html, write_html
+
+
+class _Page(HTMLParser):
+    """What a browser would see: tags with attributes, visible text, and scripts apart from it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.styles = ""
+        self._words: list[str] = []
+        self._open: list[str] = []
+        self._type: str | None = None
+        self.feed(html)
+        self.text = " ".join(" ".join(self._words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._open.append(tag)
+        self._type = dict(attrs).get("type")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside == "script":
+            self.scripts.append((self._type, data))
+        elif inside == "style":
+            self.styles += data
+        else:
+            self._words.append(data)
+
+    @property
+    def specs(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+
+
+@pytest.fixture(scope="module")
+def one() -> str:
+    return render_html([report()])
+
+
+@pytest.fixture(scope="module")
+def two() -> str:
+    return render_html([report("vo48"), report("vo32-hidden512", slim_ms=4.4)])
+
+
+def test_html_fetches_nothing_and_forbids_it(two: str) -> None:
+    page = _Page(two)
+    links = [
+        value for _, name, value in page.attributes if name in {"src", "href", "srcset", "data", "action"}
+    ]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert re.search(r"""\b(src|href)\s*=\s*["']?\s*(https?:)?//""", two) is None
+    assert re.search(r"url\(|@import", page.styles) is None
+    policy = [value for tag, name, value in page.attributes if tag == "meta" and "default-src" in value]
+    assert policy == [
+        "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'"
+    ]
+    assert "http" not in json.dumps(page.specs)
+
+
+def test_html_holds_the_chart_library_once_and_stays_small(two: str) -> None:
+    scripts = [text for kind, text in _Page(two).scripts if kind is None]
+    assert [len(text) > 500_000 for text in scripts] == [True, False]
+    assert "window.vegaEmbed" in scripts[0]
+    assert len(two.encode()) < 2_000_000
+
+
+def test_html_of_one_build_shows_every_fact(one: str) -> None:
+    text = _Page(one).text
+    for words in (
+        "1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88% of the promise kept.",
+        "openvino-cpu int8 refused: slower than fp32 on this target",
+        "Warning: 2 of 650 evaluation images were corrupt and skipped",
+        "my-val, 648 images; skipped as corrupt: 0007.jpg, 0113.jpg",
+        "my-line, 256 images without labels",
+        "Intel(R) Xeon(R) Platinum 8481C",
+        "affinity 0, 1",
+        "governor unknown",
+        "top1 equal yes",
+        "torch onnx max abs 3.1e-06",
+        "timing warmup s 1; seconds 10",
+        "measure openvino-cpu 71.30 1.5 GB",
+        "trusted: 300 samples each in 30 bursts",
+        "repaired in closed form",
+        "3 → 2",
+        "768 → 640",
+    ):
+        assert words in text, words
+    for digest in ("3fa2" * 16, "ab" * 32, "c" * 64, "d" * 64, "e" * 64, "5" * 64):
+        assert digest in text
+
+
+def test_html_charts_hold_the_measured_values(one: str) -> None:
+    specs = _Page(one).specs
+    assert len(specs) == 1 + 3 + 1 + 1  # speed-up, a latency curve each, trade-off, blocks
+    rows = [row for spec in specs for rows in spec["datasets"].values() for row in rows]
+    fp32 = report().results[0]
+    assert any(row.get("measured") == fp32.speedup.measured and row["estimated"] == 1.608 for row in rows)
+    slim = [row["ms"] for row in rows if row.get("side") == "slim" and "share" in row]
+    assert min(fp32.slim.latency_ms.samples) in slim
+    assert max(fp32.slim.latency_ms.samples) in slim
+    assert any(row.get("mega") == 102.2 for row in rows)
+
+
+def test_html_charts_compile_and_draw(one: str) -> None:
+    for spec in _Page(one).specs:
+        svg = vl_convert.vegalite_to_svg({**spec, "width": 400})
+        assert svg.count("<path") > 5
+
+
+def test_html_of_several_builds_puts_them_side_by_side(two: str) -> None:
+    page = _Page(two)
+    assert page.text.count("2 builds side by side") == 1
+    assert [value for _, name, value in page.attributes if name == "id" and value.startswith("build-")] == [
+        "build-1", "build-2",
+    ]  # fmt: skip
+    assert "vo32-hidden512: openvino-cpu fp32" in json.dumps(page.specs)
+
+
+def test_html_shows_hostile_names_as_text() -> None:
+    name = "</script><script>alert(1)</script>"
+    both = [report(name), report("b").model_copy(update={"warnings": ("<b onload=x>",)})]
+    page = _Page(render_html(both))
+    assert [text for _, text in page.scripts if "alert(1)" in text and "vegaEmbed" in text] == []
+    assert name in page.text
+    assert "<b onload=x>" in page.text
+    assert any(name in json.dumps(spec) for spec in page.specs)
+
+
+def test_html_without_labels_shows_agreement_in_the_tradeoff() -> None:
+    [spec] = charts.tradeoff_charts([report(labelled=False)]).values()
+    assert "agreement with dense" in json.dumps(spec)
+    assert "0.943" in json.dumps(spec)
+
+
+def test_html_without_evaluation_has_no_tradeoff_and_without_results_no_latency() -> None:
+    made = report(labelled=False)
+    blind = tuple(
+        r.model_copy(update={"slim": r.slim.model_copy(update={"agreement": None})}) for r in made.results
+    )
+    without = made.model_copy(update={"results": blind, "evaluation": None, "calibration": None})
+    assert charts.tradeoff_charts([without]) == {}
+    html = render_html([without.model_copy(update={"results": (), "stages": (), "machine": {}})])
+    assert len(_Page(html).specs) == 1
+    assert "evaluation none" in _Page(html).text
+
+
+def test_html_of_the_same_report_is_the_same_text(one: str) -> None:
+    assert render_html([report()]) == one
+
+
+def test_write_html_writes_the_file_and_says_where_it_cannot(tmp_path: Path) -> None:
+    made = report().model_copy(update={"results": ()})
+    write_html([made], tmp_path / "new" / "report.html")
+    assert (tmp_path / "new" / "report.html").read_text("utf-8") == render_html([made])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/report\.html: cannot be written"):
+        write_html([made], tmp_path / "file" / "report.html")
+    with pytest.raises(ValueError, match="expected at least one report"):
+        write_html([], tmp_path / "none.html")
