@@ -141,7 +141,7 @@ class SlimBlock(nn.Module):
 
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
-        self.dims = dims
+        self.dims, self.arch = dims, arch
         self.prefix = arch.prefix
         self.norm1 = nn.LayerNorm(arch.embed, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)

@@ -1,0 +1,162 @@
+"""The linear algebra of closed-form slimming: pure functions of moments, in float64.
+
+Selection keeps rows of a weight; here the best lower-dimensional basis under the statistics of real inputs is computed
+instead, and what follows is refitted by least squares (docs/methods.md).
+Shapes: C embed width, K/V dims per head, r the dims that remain, F hidden neurons.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-4  # of the mean variance, on the diagonal of what is inverted
+EIGENVALUE_FLOOR = 1e-6  # of the largest: directions below it carry rounding, not signal
+
+
+def roots(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the square root and inverse square root of positive semi-definite matrices [..., p, p]."""
+    values, vectors = torch.linalg.eigh(symmetric)
+    floor = values[..., -1:].clamp_min(torch.finfo(values.dtype).tiny) * EIGENVALUE_FLOOR
+    root = values.clamp_min(floor).sqrt()
+    return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors / root.unsqueeze(-2)) @ vectors.mT
+
+
+def reduce_qk(query_square: Tensor, key_covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Find the best rank-r form of the logits qᵀk of each head.
+
+    Logits depend on q and k through their product only, and softmax ignores what is constant over keys: so the truncated
+    SVD of E[q qᵀ]^½ Cov(k)^½ minimises the mean squared logit error (Eckart-Young), whatever basis q and k had.
+
+    Args:
+        query_square: E[q qᵀ] of each head's queries, [H, K, K].
+        key_covariance: Cov(k) of each head's keys, [H, K, K].
+        rank: r.
+
+    Returns:
+        Maps [H, r, K] to apply to queries (with their bias) and to keys.
+    """
+    root_q, inverse_q = roots(query_square)
+    root_k, inverse_k = roots(key_covariance)
+    left, singular, right = torch.linalg.svd(root_q @ root_k)
+    scale = singular[..., :rank].sqrt().unsqueeze(-1)
+    return scale * left.mT[..., :rank, :] @ inverse_q, scale * right[..., :rank, :] @ inverse_k
+
+
+def reduce_vo(out_weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Find the best rank-r form of what one head adds to the residual stream.
+
+    Args:
+        out_weight: the head's columns of the output projection, [C, V].
+        covariance: Cov(u) of the head's attention output u, [V, V].
+        rank: r.
+
+    Returns:
+        The map [r, V] to apply to values, and the new columns [C, r].
+    """
+    root, inverse = roots(covariance)
+    left, singular, right = torch.linalg.svd(out_weight @ root, full_matrices=False)
+    return right[:rank] @ inverse, left[:, :rank] * singular[:rank]
+
+
+def eliminate_heads(out_weight: Tensor, covariance: Tensor, heads: int, keep: int) -> tuple[Tensor, Tensor]:
+    """Remove heads one after the other, each time the one whose loss the remaining heads repair best.
+
+    Args:
+        out_weight: output projection, [C, H*V].
+        covariance: Cov of all heads' attention outputs side by side, [H*V, H*V].
+        heads: H.
+        keep: number of heads that remain.
+
+    Returns:
+        Sorted indices of the kept heads, int64 [keep], and the refitted columns of those heads, [C, keep*V].
+
+    Reference: the block form of Hassibi and Stork 1993, Optimal Brain Surgeon.
+    """
+    width = covariance.shape[0] // heads
+    inverse = torch.linalg.inv(covariance + _ridge(covariance))
+    weight, left = out_weight.clone(), list(range(heads))
+    while len(left) > keep:
+        losses = []
+        for position in range(len(left)):
+            part = slice(position * width, (position + 1) * width)
+            losses.append(float(torch.trace(weight[:, part] @ torch.linalg.solve(inverse[part, part], weight[:, part].T))))
+        position = min(range(len(left)), key=losses.__getitem__)
+        part = slice(position * width, (position + 1) * width)
+        rest = torch.ones(inverse.shape[0], dtype=torch.bool)
+        rest[part] = False
+        update = torch.linalg.solve(inverse[part, part], inverse[part])  # [V, rest + V]
+        weight = (weight - weight[:, part] @ update)[:, rest]
+        inverse = (inverse - inverse[:, part] @ update)[rest][:, rest]
+        del left[position]
+    return torch.tensor(left, dtype=torch.int64), weight
+
+
+def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tensor:
+    """Remove hidden neurons one after the other, each time the one that the others replace best.
+
+    The loss of removing neuron j and refitting the others is ||W[:, j]||² / [H⁻¹]_jj with H = Cov + ridge; W and H⁻¹ follow
+    by rank-one updates, which are collected and applied in blocks so that memory traffic stays small.
+
+    Args:
+        out_weight: fc2's weight, [C, F].
+        covariance: Cov of the neurons' activations, [F, F].
+        keep: number of neurons that remain.
+
+    Returns:
+        Sorted indices of the kept neurons, int64 [keep].
+
+    Reference: Hassibi and Stork 1993, Optimal Brain Surgeon, for the linear least-squares layer.
+    """
+    alive = torch.arange(covariance.shape[0])
+    inverse = torch.linalg.inv(covariance + _ridge(covariance))
+    weight = out_weight.clone()
+    while len(alive) > keep:
+        alive, weight, inverse = _eliminate_block(alive, weight, inverse, min(_BLOCK, len(alive) - keep))
+    return alive
+
+
+_BLOCK = 64  # rank-one updates collected before they are applied
+
+
+def _eliminate_block(alive: Tensor, weight: Tensor, inverse: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Remove `count` neurons; rows of `steps` hold the scaled rows of H⁻¹ that the updates need."""
+    diagonal, norms = inverse.diagonal().clone(), weight.square().sum(dim=0)
+    removed = torch.zeros(len(alive), dtype=torch.bool)
+    steps = inverse.new_zeros(count, len(alive))  # H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
+    columns = weight.new_zeros(count, weight.shape[0])  # W[:, p] / sqrt(H⁻¹[p, p]) at that time
+    for step in range(count):
+        losses = torch.where(removed, torch.inf, norms / diagonal)
+        p = int(losses.argmin())
+        row = inverse[p] - steps[:step, p] @ steps[:step]
+        column = weight[:, p] - steps[:step, p] @ columns[:step]
+        root = row[p].sqrt()
+        steps[step], columns[step] = row / root, column / root
+        overlap = columns[step] @ weight - (columns[step] @ columns[:step].T) @ steps[:step]
+        norms = norms - 2 * steps[step] * overlap + steps[step].square() * columns[step].square().sum()
+        diagonal = diagonal - steps[step].square()
+        removed[p] = True
+    rest = ~removed
+    weight = (weight - columns.T @ steps)[:, rest]
+    inverse = inverse[rest][:, rest] - steps[:, rest].T @ steps[:, rest]
+    return alive[rest], weight, inverse
+
+
+def refit(covariance: Tensor, cross: Tensor, start: Tensor, pull: float) -> Tensor:
+    """Solve min_W E‖t - W x‖² + pull * mean(diag Cov(x)) * ‖W - start‖² for centred x and t.
+
+    Args:
+        covariance: Cov(x), [p, p].
+        cross: Cov(t, x), [c, p].
+        start: the weight that is pulled towards, [c, p].
+        pull: strength of the pull, relative to the mean variance of x.
+    """
+    strength = pull * covariance.diagonal().mean()
+    system = covariance + strength * torch.eye(len(covariance), dtype=covariance.dtype)
+    solution: Tensor = torch.linalg.solve(system, (cross + strength * start).T).T
+    return solution
+
+
+def _ridge(covariance: Tensor) -> Tensor:
+    """Return `RIDGE` of the mean variance on the diagonal."""
+    return RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)

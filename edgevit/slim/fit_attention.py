@@ -1,0 +1,163 @@
+"""Closed form of one attention: which heads stay, their QK and VO bases, and the refit of the output projection.
+
+Shapes: b images of a batch, N tokens, Q live tokens, H' kept heads, K/V dims per head, C embed width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from edgevit.models.layers import SlimAttention, TokenMatch
+from edgevit.slim import closed_form
+from edgevit.slim.moments import Moments
+from edgevit.slim.site import Site, write_linear
+
+
+def fit_attention(site: Site) -> list[TokenMatch]:
+    """Fit the cut attention and move both streams behind it.
+
+    Returns:
+        The token matches of each batch of images; empty when the block merges nothing.
+    """
+    if not site.streams.drifted and _uncut(site):
+        _copy_attention(site)
+    else:
+        heads, out = _choose_heads(site)
+        wide = _wide_attention(site, heads)
+        _fit_values(site, wide, out)
+        site.streams.drifted = True
+    return _step(site)
+
+
+def _uncut(site: Site) -> bool:
+    full, cut = site.full.attn, site.cut.attn
+    return (full.heads, full.qk_dim, full.vo_dim) == (cut.heads, cut.qk_dim, cut.vo_dim)
+
+
+def _copy_attention(site: Site) -> None:
+    site.cut.attn.load_state_dict(site.full.attn.state_dict())
+
+
+def _normed(site: Site, part: slice) -> Tensor:
+    y: Tensor = site.full.norm1(site.streams.slim[part])
+    return y
+
+
+def _mix(site: Site, attention: SlimAttention, y: Tensor, part: slice) -> Tensor:
+    sizes = None if site.streams.sizes is None else site.streams.sizes[part]
+    return attention.mix(y, attention.keys(y), site.cut.dims.queries, sizes)
+
+
+def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
+    """Return the kept heads, int64 [H'], and their output columns, float64 [C, H'*V], refitted for those that go."""
+    attention = site.full.attn
+    out = attention.proj.weight.double()
+    if site.cut.attn.heads == attention.heads:
+        return torch.arange(attention.heads), out
+    moments = Moments()
+    for part in site.streams.slices():
+        mixed = _mix(site, attention, _normed(site, part), part)
+        weights = site.token_weights(site.weights and site.weights.attention, part, mixed.shape[1])
+        moments.add(mixed.flatten(0, 1), weights.flatten())
+    return closed_form.eliminate_heads(out, moments.covariance, attention.heads, site.cut.attn.heads)
+
+
+def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
+    """Return the kept heads with their slim QK basis and all of their value dims, and write that basis into `cut`."""
+    full, cut = site.full.attn, site.cut.attn
+    dims = dataclasses.replace(site.cut.dims, vo_dim=full.vo_dim)
+    wide = SlimAttention(dims, site.full.arch)
+    maps = _qk_maps(site, heads)
+    for name, part in (("q", 0), ("k", 1)):
+        source, target, slim = getattr(full, name), getattr(wide, name), getattr(cut, name)
+        weight, bias = _head_rows(source.weight, full.heads, heads), None
+        if source.bias is not None:
+            bias = _head_rows(source.bias.unsqueeze(-1), full.heads, heads)
+        if maps is not None:
+            weight, bias = maps[part] @ weight, None if bias is None else maps[part] @ bias
+        write_linear(target, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        slim.load_state_dict(target.state_dict())
+    wide.q_norm, wide.k_norm = cut.q_norm, cut.k_norm
+    write_linear(wide.v, _head_rows(full.v.weight, full.heads, heads).flatten(0, 1), None)
+    return wide
+
+
+def _head_rows(weight: Tensor, heads: int, kept: Tensor) -> Tensor:
+    """Return the rows of the kept heads in float64: [H*K, C] -> [H', K, C]."""
+    return weight.detach().double().unflatten(0, (heads, -1))[kept]
+
+
+def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the maps from the full to the slim QK dims of each kept head, [H', K', K]; None if QK is not cut."""
+    full, rank = site.full.attn, site.cut.attn.qk_dim
+    if rank == full.qk_dim:
+        return None
+    squares, covariances = Moments(), Moments()
+    for part in site.streams.slices():
+        y = _normed(site, part)
+        queries = full.queries(y[:, : site.cut.dims.queries])[:, heads] / full.scale
+        keys = full.keys(y)[:, heads]
+        row = site.head_weights(site.weights and site.weights.queries, part, heads, queries.shape[2])
+        column = site.head_weights(site.weights and site.weights.keys, part, heads, keys.shape[2])
+        squares.add(queries.transpose(0, 1).flatten(1, 2), row)
+        covariances.add(keys.transpose(0, 1).flatten(1, 2), column)
+    return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
+
+
+def _fit_values(site: Site, wide: SlimAttention, out: Tensor) -> None:
+    """Give the values their best basis and refit the projection behind them."""
+    full, cut = site.full.attn, site.cut.attn
+    moments = Moments()
+    for part in site.streams.slices():
+        y = _normed(site, part)
+        mixed = _mix(site, wide, y, part)
+        own = full.proj(_mix(site, full, y, part))
+        target = site.target(_dense_after(site, part), own, part)
+        weights = site.token_weights(site.weights and site.weights.attention, part, own.shape[1])
+        moments.add(mixed.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
+    maps, start = _reduce_values(moments.covariance, out, cut.vo_dim, wide)
+    weight = start
+    if site.options.aim is not None:
+        covariance = maps @ moments.covariance @ maps.T
+        weight = closed_form.refit(covariance, moments.cross_covariance @ maps.T, start, site.options.pull)
+    write_linear(cut.proj, weight, moments.target_mean - weight @ (maps @ moments.mean))
+    write_linear(cut.v, maps @ wide.v.weight.double(), None)
+
+
+def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttention) -> tuple[Tensor, Tensor]:
+    """Return the block-diagonal map [H'*V', H'*V] of the values and the output columns [C, H'*V'] that go with it."""
+    width = wide.vo_dim
+    if rank == width:
+        return torch.eye(out.shape[1], dtype=out.dtype), out
+    maps, columns = [], []
+    for head in range(wide.heads):
+        part = slice(head * width, (head + 1) * width)
+        turn, column = closed_form.reduce_vo(out[:, part], covariance[part, part], rank)
+        maps.append(turn)
+        columns.append(column)
+    return torch.block_diag(*maps), torch.cat(columns, dim=1)
+
+
+def _dense_after(site: Site, part: slice) -> Tensor:
+    """Return the dense stream behind the full attention, [b, N, D]."""
+    stream, attention = site.streams.dense[part], site.full.attn
+    y = site.full.norm1(stream)
+    after: Tensor = stream + attention.proj(attention.mix(y, attention.keys(y), stream.shape[1], None))
+    return after
+
+
+def _step(site: Site) -> list[TokenMatch]:
+    """Move both streams behind the attention."""
+    queries, matches = site.cut.dims.queries, []
+    slim = []
+    for part in site.streams.slices():
+        y = site.cut.norm1(site.streams.slim[part])
+        if site.cut.dims.merged:
+            matches.append(site.cut.match(site.cut.attn.keys(y)))
+        slim.append(site.streams.slim[part, :queries] + site.cut.attn.proj(_mix(site, site.cut.attn, y, part)))
+        site.streams.dense[part] = _dense_after(site, part)
+    site.streams.slim = torch.cat(slim)
+    return matches

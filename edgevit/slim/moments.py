@@ -1,0 +1,68 @@
+"""Weighted first and second moments of rows that stream by, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Moments:
+    """Streaming moments of rows x [..., n, p] and, if given, their cross moments with targets t [n, c].
+
+    Leading dims (heads) are kept apart. Only sums are held: p*p, p*c and p numbers for each leading index.
+    """
+
+    def __init__(self) -> None:
+        self._weight = torch.zeros((), dtype=torch.float64)
+        self._x: Tensor = self._weight
+        self._t: Tensor = self._weight
+        self._xx: Tensor = self._weight
+        self._xt: Tensor = self._weight
+
+    def add(self, x: Tensor, weights: Tensor, targets: Tensor | None = None) -> None:
+        """Add rows x [..., n, p] with weights [..., n] and, for unbatched rows, targets [n, c]."""
+        x, w = x.double(), weights.double().unsqueeze(-1)
+        self._weight = self._weight + w.sum(dim=(-2, -1))
+        self._x = self._x + (x * w).sum(dim=-2)
+        self._xx = self._xx + _weighted_square(x, w)
+        if targets is not None:
+            t = targets.double() * w
+            self._t = self._t + t.sum(dim=0)
+            self._xt = self._xt + x.transpose(-2, -1) @ t
+
+    @property
+    def mean(self) -> Tensor:
+        """Return E[x], [..., p]."""
+        return self._x / self._weight.unsqueeze(-1)
+
+    @property
+    def target_mean(self) -> Tensor:
+        """Return E[t], [c]."""
+        return self._t / self._weight
+
+    @property
+    def square(self) -> Tensor:
+        """Return E[x xᵀ], [..., p, p]."""
+        return self._xx / self._weight[..., None, None]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Return Cov(x), [..., p, p]."""
+        mean = self.mean
+        return self.square - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        """Return Cov(t, x), [c, p]."""
+        return self._xt.T / self._weight - torch.outer(self.target_mean, self.mean)
+
+
+def _weighted_square(x: Tensor, w: Tensor) -> Tensor:
+    """Return sum over rows of w x xᵀ."""
+    scaled = x * w.sqrt()
+    if scaled.dim() == 2:
+        # numpy hands aᵀa to BLAS as a symmetric product, at half the work of a general one.
+        rows: np.ndarray = scaled.numpy()
+        return torch.from_numpy(rows.T @ rows)
+    return scaled.transpose(-2, -1) @ scaled

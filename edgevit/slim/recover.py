@@ -1,0 +1,59 @@
+"""Closed-form slimming of a whole model: no training, no labels, a few hundred images (docs/methods.md).
+
+Block by block from the input: the QK basis, the VO basis, the neurons that stay; after each cut the projection that follows
+is refitted so that the slim stream comes back to the dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from edgevit.models.anatomy import slim_arch
+from edgevit.models.layers import SlimBlock, SlimViT
+from edgevit.plan import Plan
+from edgevit.progress import Progress
+from edgevit.slim.fit_attention import fit_attention
+from edgevit.slim.fit_mlp import fit_mlp
+from edgevit.slim.site import ClosedForm, Site
+from edgevit.slim.stream import open_streams
+
+
+def slim_closed_form(
+    dense: SlimViT, plan: Plan, batches: Callable[[], Iterator[Tensor]], options: ClosedForm, progress: Progress
+) -> SlimViT:
+    """Return the slim model that `plan` describes, with weights fitted to the images of `batches`.
+
+    Args:
+        dense: the model to slim.
+        plan: keep counts; indices in it are not used, the best basis is.
+        batches: gives an iterator over images, float32 [b, C, H, W]; called anew for each pass.
+        options: what the closed form uses.
+        progress: called after each step.
+    """
+    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
+    copy_shared(dense, slim)
+    streams = open_streams(dense, batches, progress, weighted=options.weighted)
+    with torch.no_grad():
+        for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
+            assert isinstance(full, SlimBlock) and isinstance(cut, SlimBlock)
+            site = Site(full, cut, streams, streams.weights[index] if streams.weights else None, options)
+            matches = fit_attention(site)
+            if matches:
+                streams.merge(matches)
+            fit_mlp(site)
+            progress("slimming blocks", index + 1, len(dense.blocks))
+    return slim
+
+
+def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
+    """Copy everything that no plan cuts: embedding, norms, head."""
+    shared = {
+        key: value
+        for key, value in dense.state_dict().items()
+        if not key.startswith("blocks.") or key.split(".")[2].startswith("norm") or "_norm." in key
+    }
+    missing = slim.load_state_dict(shared, strict=False)
+    assert not missing.unexpected_keys

@@ -1,0 +1,114 @@
+"""Two residual streams through the network, block by block: the dense model's and the slim model's.
+
+What a block is slimmed by are statistics of the stream that the already slimmed blocks give; what it aims at is the dense
+stream, so that it repairs what earlier blocks lost. Only the streams of all images are held, never the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgevit.models.layers import SlimViT, TokenMatch, pool_tokens
+from edgevit.progress import Progress
+from edgevit.slim.token_weights import BlockWeights, token_weights
+
+BATCH = 32  # images that are worked on at once
+
+
+@dataclass
+class Streams:
+    """Residual streams of all calibration images, float32, changed in place from block to block."""
+
+    dense: Tensor  # [n, N, D]
+    slim: Tensor  # [n, N', D]
+    sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
+    home: Tensor  # the slim token that holds each original token, int64 [n, N]
+    weights: list[BlockWeights] | None  # per block, of the original tokens
+    drifted: bool = False  # whether the slim stream differs from the dense one
+
+    def slices(self) -> Iterator[slice]:
+        """Yield the batches of images."""
+        for start in range(0, len(self.dense), BATCH):
+            yield slice(start, start + BATCH)
+
+    def pool_dense(self, values: Tensor, part: slice) -> Tensor:
+        """Return means over the original tokens that each slim token stands for: [b, N, D] -> [b, N', D]."""
+        return self._gather(values, part) if self.sizes is None else self._gather(values, part) / self.sizes[part]
+
+    def pool_weights(self, values: Tensor, part: slice) -> Tensor:
+        """Return sums over the original tokens that each slim token stands for: [b, N] -> [b, N']."""
+        return self._gather(values[part].unsqueeze(-1), part).squeeze(-1)
+
+    def pool_head_weights(self, values: Tensor, part: slice) -> Tensor:
+        """Return sums as `pool_weights`, for each head: [b, H, N] -> [b, H, N']."""
+        return self._gather(values[part].transpose(1, 2), part).transpose(1, 2)
+
+    def _gather(self, values: Tensor, part: slice) -> Tensor:
+        if self.sizes is None:
+            return values
+        pooled = values.new_zeros(values.shape[0], self.sizes.shape[1], values.shape[2])
+        return pooled.scatter_add_(1, self.home[part].unsqueeze(-1).expand_as(values), values)
+
+    def merge(self, matches: list[TokenMatch]) -> None:
+        """Merge tokens of the slim stream as `matches` (one per batch) say."""
+        merged = []
+        for part, match in zip(self.slices(), matches, strict=True):
+            sizes = None if self.sizes is None else self.sizes[part]
+            tokens, new_sizes = pool_tokens(self.slim[part], sizes, match)
+            merged.append((tokens, new_sizes, _new_home(self.home[part], match, self.slim.shape[1])))
+        tokens, sizes, homes = zip(*merged, strict=True)
+        self.slim, self.sizes, self.home = torch.cat(tokens), torch.cat(sizes), torch.cat(homes)
+        self.drifted = True
+
+
+def open_streams(
+    model: SlimViT, batches: Callable[[], Iterator[Tensor]], progress: Progress, *, weighted: bool
+) -> Streams:
+    """Embed all images and, if wanted, weigh their tokens.
+
+    Args:
+        model: the dense model.
+        batches: gives an iterator over images, [b, C, H, W]; called anew for each pass.
+        progress: called after each batch.
+        weighted: whether `token_weights` are computed.
+    """
+    with torch.no_grad():
+        stream = torch.cat([model.embed(images) for images in batches()])
+    weights = _collect_weights(model, batches(), len(stream), progress) if weighted else None
+    n, tokens, _ = stream.shape
+    home = torch.arange(tokens).repeat(n, 1)
+    return Streams(stream, stream.clone(), None, home, weights)
+
+
+def _collect_weights(
+    model: SlimViT, batches: Iterator[Tensor], images: int, progress: Progress
+) -> list[BlockWeights]:
+    rows: list[list[BlockWeights]] = []
+    count = 0
+    for batch in token_weights(model, batches):
+        rows.append(batch)
+        count += len(batch[0].mlp)
+        progress("weighing tokens", count, images)
+    return [
+        BlockWeights(*(torch.cat(parts) for parts in zip(*(row[block] for row in rows), strict=True)))
+        for block in range(len(rows[0]))
+    ]
+
+
+def _new_home(home: Tensor, match: TokenMatch, tokens: int) -> Tensor:
+    """Return where each original token lives after a merge: [b, N]."""
+    b = home.shape[0]
+    prefix, kept = match.prefix, match.order.shape[1] - match.merged
+    moved = torch.zeros(b, tokens, dtype=torch.int64)
+    moved[:, :prefix] = torch.arange(prefix)
+    a = torch.zeros(b, match.order.shape[1], dtype=torch.int64)
+    target = match.onehot.argmax(dim=1) + prefix + kept  # [b, merged]
+    places = torch.cat([target, (torch.arange(kept) + prefix).expand(b, -1)], dim=1)
+    a.scatter_(1, match.order, places)
+    moved[:, prefix::2] = a
+    moved[:, prefix + 1 :: 2] = torch.arange(match.onehot.shape[1]) + prefix + kept
+    return moved.gather(1, home)
