@@ -6,7 +6,9 @@ whatever changed on the machine in between into their ratio. So each artefact ru
 runs bring back what the other one displaced, then the timed ones follow. Bursts of the two lie side by side,
 in random order, so that no periodic disturbance keeps in step with one of them.
 
-A sample is the wall time of `Session.run`: input copied in, computation, output copied out. All are kept.
+A sample is the wall time of `Session.run`: input copied in, computation, output copied out. All are kept. With
+OpenVINO that is 0.01 ms more than its benchmark_app gives (tools/bench/benchmark_app_agreement.py), whatever the
+model, and the copy of the image on top.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ Progress = Callable[[float], None]
 
 LEAD_RUNS = 2
 LEAD_S = 0.002
-"""A burst begins with at least that many untimed runs, for at least that long. Measured on OpenVINO with a ViT of
-0.17 ms: the first run after the other artefact takes twice as long, and 2 % are still left after 1 ms."""
+"""A burst begins with at least that many untimed runs, for at least that long. Measured on OpenVINO with a
+ViT of 0.17 ms: its first run after the other artefact takes twice as long; 2 % are still left after 1 ms."""
 BURST_RUNS = 10
 BURST_S = 0.005
 """A burst has that many timed runs, more when they are over sooner than that, fewer when the time budget has
