@@ -6,9 +6,9 @@ whatever changed on the machine in between into their ratio. So each artefact ru
 runs bring back what the other one displaced, then the timed ones follow. Bursts of the two lie side by side,
 in random order, so that no periodic disturbance keeps in step with one of them.
 
-A sample is the wall time of `Session.run`: input copied in, computation, output copied out. All are kept. With
-OpenVINO that is 0.01 ms more than its benchmark_app gives (tools/bench/benchmark_app_agreement.py), whatever the
-model, and the copy of the image on top.
+A sample is the wall time of `Session.run`: input copied in, computation, output copied out. All are kept.
+With OpenVINO it is longer than the time that benchmark_app gives by 0.01 ms, whatever the model, and by the
+copy of the image (tools/bench/benchmark_app_agreement.py).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ interval (rounds are resampled). Exit code 1 when the ratio is more than `--tole
 
 The precision, the input's type (benchmark_app would take u8) and the threads are given to both. What differs:
 benchmark_app fills its input once and times OpenVINO alone; edgevit's sample is the whole call from Python,
-with the input copied in and the logits out. That is about 0.01 ms for every run besides the copy of the image,
-so artefacts faster than about 0.2 ms differ by more than 5 %.
+with the input copied in and the logits out. That is about 0.01 ms for every run, besides the copy of the
+image, so artefacts faster than about 0.2 ms differ by more than 5 %.
 """
 
 from __future__ import annotations
