@@ -18,10 +18,8 @@ class FakeClock:
 
 @dataclass
 class FakeSession:
-    """Gives `logits(batch)` after `latency_ms(number of the run)` on the fake clock."""
-
     clock: FakeClock
-    latency_ms: Callable[[int], float] = lambda run: 1.0
+    latency_ms: Callable[[int], float] = lambda run: 1.0  # of the run with this number
     input_shape: tuple[int | None, ...] = (1, 4)
     logits: Callable[[np.ndarray], np.ndarray] = lambda batch: batch
     output_names: tuple[str, ...] = ("logits",)
