@@ -56,7 +56,7 @@ def test_quickstart_weights_read_the_test_digits(quickstart: LoadedModel) -> Non
     images = _open("digits-test", quickstart)
     with torch.inference_mode():
         logits = [quickstart.model(torch.from_numpy(batch)) for batch in images.batches(64)]
-    assert (torch.cat(logits).argmax(dim=1).numpy() == images.labels).mean() > 0.97
+    assert (torch.cat(logits).argmax(dim=1).numpy() == images.labels).mean() > 0.98
 
 
 def test_quickstart_weights_are_small_enough_to_commit() -> None:
