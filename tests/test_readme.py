@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
+from edgevit.cli import app
 from edgevit.images import ImageSet
 from edgevit.recipe import Recipe
 from edgevit.schema import Strict, load_toml
@@ -91,3 +92,12 @@ def test_readme_commands_are_those_that_ci_runs() -> None:
     assert "pip install '.[test]' && pytest" in commands
     assert "pip install --quiet '.[test]'" in ci
     assert "edgevit build quickstart" in ci
+
+
+def test_edgevit_commands_in_the_docs_exist() -> None:
+    known = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:^|`|&& )edgevit ([a-z]+)", text, re.M))
+    assert named - known == set()
