@@ -11,16 +11,19 @@ from edgevit.errors import EdgevitError
 
 if TYPE_CHECKING:
     from edgevit.models.load import LoadedModel, ModelSource, load_model
+    from edgevit.pipeline import BuildOptions, build
     from edgevit.recipe import LoadedRecipe, load_recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BuildOptions",
     "EdgevitError",
     "LoadedModel",
     "LoadedRecipe",
     "ModelSource",
     "__version__",
+    "build",
     "load_model",
     "load_recipe",
 ]
@@ -33,6 +36,10 @@ def __getattr__(name: str) -> Any:
             from edgevit.models import load
 
             return getattr(load, name)
+        case "BuildOptions" | "build":
+            from edgevit import pipeline
+
+            return getattr(pipeline, name)
         case "LoadedRecipe" | "load_recipe":
             from edgevit import recipe
 
