@@ -121,6 +121,11 @@ class Store:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Return the public names that this build has made so far, sorted."""
+        return tuple(sorted(self._published))
+
     def stage_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return the folder that the output of this stage has, or will have.
 
@@ -192,6 +197,36 @@ class Store:
         for public, file in files.items():
             self._put(file, public)
         return self.root / name
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a public file that belongs to no stage, such as a report of this very run.
+
+        Raises:
+            ValueError: the name leaves the build directory.
+            OutputError: a file of that name is there which edgevit did not write.
+            DiskFullError: no space left; the old file stays.
+        """
+        _check_public(name)
+        self._claim({name})
+        source = self._tmp / "write"
+        with disk_errors(self.root / name, len(text.encode())):
+            write_synced(source, text.encode())
+        try:
+            self._put(source, name)
+        finally:
+            source.unlink(missing_ok=True)
+        return self.root / name
+
+    def withdraw(self, name: str) -> None:
+        """Remove a public file that edgevit wrote, until it is published or written again.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        if name in self._known:
+            with disk_errors(self.root / name):
+                (self.root / name).unlink(missing_ok=True)
+                sync(self.root)
 
     def finish(self) -> None:
         """Remove public files that this build no longer makes, and stages beyond the allowance.

@@ -21,7 +21,8 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.weights import check_weights, read_weights
 from edgevit.schema import nearest
 
-OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
+Scalar = str | int | float | bool
+OptionValue = Scalar | tuple[Scalar, ...]
 
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"

@@ -1,0 +1,455 @@
+"""The command line: the only place that prints or exits.
+
+Commands import what they need when they run, so that `edgevit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as json_
+import logging
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, ParamSpec, Self
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import edgevit
+from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, MeasurementError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from edgevit.pipeline.timing import Timed
+    from edgevit.report.model import Report
+
+P = ParamSpec("P")
+
+_TRACEBACK = "EDGEVIT_TRACEBACK"
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_SHOW_AFTER_S = 1.0
+_REDRAW_S = 0.25
+
+app = typer.Typer(
+    help="Make a Vision Transformer smaller, and measure how much faster it really is on the device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 fine, 2 recipe or usage, 3 accuracy gate, 4 latency gate, 5 parity or export, "
+    "6 runtime or device missing, 7 measurement untrusted, 1 anything else.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Build directories.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="edgevit")
+
+
+def _command(function: Callable[P, None]) -> Callable[P, None]:
+    """Print errors in words and exit with their codes; keep the talk of libraries from the terminal."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                function(*args, **kwargs)
+        except EdgevitError as error:
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _complain("stopped. Stages that were finished are kept: the same command goes on from there.")
+            raise typer.Exit(_INTERRUPTED) from error
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:  # the last stop before the user
+            text = " ".join(str(error).split()) or "no message"
+            hint = "" if os.environ.get(_TRACEBACK) else f" Run it again with {_TRACEBACK}=1 to see where."
+            _complain(
+                f"unexpected {type(error).__name__}: {text}."
+                f" This is a fault of edgevit, please report it.{hint}"
+            )
+            raise typer.Exit(1) from error
+        finally:
+            logging.disable(before)
+
+    return guarded
+
+
+def _complain(message: str) -> None:
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exc()
+    typer.echo(f"edgevit: {message}", err=True)
+
+
+def _print_json(data: object) -> None:
+    typer.echo(json_.dumps(data, indent=1, ensure_ascii=False))
+
+
+class Bars:
+    """Progress bars on stderr, each from its second second on; silent where stderr is no terminal.
+
+    Nothing is drawn but between the steps of the work, so that bars do not disturb what is being timed.
+    """
+
+    def __init__(self, console: Console, *, wanted: bool) -> None:
+        self._console = console
+        self._wanted = wanted and console.is_terminal
+        self._bars: RichProgress | None = None
+        self._tasks: dict[str, tuple[TaskID, float]] = {}
+        self._drawn = 0.0
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Move the bar of `task`; a bar that is full goes away."""
+        if not self._wanted:
+            return
+        bars = self._bars = self._bars or _new_bars(self._console)
+        now = time.monotonic()
+        if task not in self._tasks:
+            self._tasks[task] = (bars.add_task(task, total=total, visible=False), now)
+        number, begin = self._tasks[task]
+        full = done >= total
+        bars.update(number, completed=done, total=total, visible=now - begin > _SHOW_AFTER_S and not full)
+        if full:
+            bars.remove_task(number)
+            del self._tasks[task]
+        if full or now - self._drawn > _REDRAW_S:
+            bars.refresh()
+            self._drawn = now
+
+    def __enter__(self) -> Self:
+        """Return the bars."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def _new_bars(console: Console) -> RichProgress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
+
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+        console=console, transient=True, auto_refresh=False,
+    )  # fmt: skip
+    bars.start()
+    return bars
+
+
+def _bars(*, json: bool) -> Bars:
+    return Bars(Console(stderr=True), wanted=not json)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(edgevit.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make a Vision Transformer smaller, and measure how much faster it really is on the device."""
+
+
+@app.command()
+@_command
+def build(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (quickstart).")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|PATH", help="Build for this instead of the recipe's targets."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Build directory; default: build/<name>.")
+    ] = None,
+    depfile: Annotated[
+        Path | None, typer.Option(metavar="F", help="Write what the build read, for Make and Ninja.")
+    ] = None,
+    json: Json = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads for slimming; default: all.")
+    ] = None,
+) -> None:
+    """Make the slim model of RECIPE, build it for each target, and measure it."""
+    from edgevit.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    folder = out or Path("build") / loaded.recipe.name
+
+    import torch
+
+    from edgevit.pipeline import BuildOptions
+    from edgevit.pipeline import build as run
+    from edgevit.report.model import load_report
+
+    if jobs is not None:
+        torch.set_num_threads(jobs)
+    try:
+        with _bars(json=json) as bars:
+            report = run(loaded, folder, BuildOptions(tuple(target or ()), depfile), bars)
+    except (AccuracyGateError, LatencyGateError, MeasurementError):
+        _show_report(load_report(folder), folder, json=json)  # the report says what the gate found
+        raise
+    _show_report(report, folder, json=json)
+
+
+def _show_report(report: Report, folder: Path, *, json: bool) -> None:
+    from edgevit.report.model import to_json
+    from edgevit.report.terminal import render
+
+    if json:
+        typer.echo(to_json(report), nl=False)
+        return
+    render(report, Console())
+    typer.echo(f"\nReport: {folder / 'report.html'}")
+
+
+@app.command()
+@_command
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL|DIR", help="A timm name, or what edgevit saved.")],
+    json: Json = False,
+) -> None:
+    """Show heads, dims, tokens, MACs, params and bytes block by block, and what can be cut."""
+    from edgevit.inspection import inspect_model, render
+
+    found = inspect_model(model)
+    if json:
+        _print_json(found.to_json())
+    else:
+        render(found, Console())
+
+
+@app.command()
+@_command
+def init(
+    model: Annotated[str, typer.Argument(metavar="MODEL|DIR", help="A timm name, or what edgevit saved.")],
+) -> None:
+    """Print a commented recipe for MODEL to start from."""
+    from edgevit.init_recipe import recipe_text
+    from edgevit.inspection import inspect_model
+
+    found = inspect_model(model)
+    typer.echo(recipe_text(model, found.arch, found.anatomy), nl=False)
+
+
+@app.command()
+@_command
+def measure(
+    artefact: Annotated[
+        Path, typer.Argument(metavar="ARTEFACT|DIR", help="An artefact, or a build directory.")
+    ],
+    target: Annotated[str, typer.Option(metavar="NAME|PATH", help="The target to measure on.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="The reference of the speed-up; of a build: dense.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Default: the build's choice, else the target's first.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Time an artefact on this machine, alone or interleaved with another."""
+    from edgevit.errors import RecipeError
+    from edgevit.pipeline.timing import artefacts_of_build, time_artefact
+    from edgevit.target import load_target
+
+    loaded = load_target(target, Path())
+    chosen = precision or loaded.precisions[0]
+    if artefact.is_dir():
+        artefact, dense, chosen = artefacts_of_build(artefact, loaded.name, [precision] if precision else [])
+        against = against or dense
+    known = next((one for one in ("fp32", "bf16", "fp16", "int8") if one == chosen), None)
+    if known is None:
+        raise RecipeError(f"--precision: expected fp32, bf16, fp16 or int8, got {chosen}.")
+    with _bars(json=json) as bars:
+        timed = time_artefact(artefact, against, loaded, known, bars)
+    _show_times(timed, f"{loaded.name} {known}", json=json)
+    if timed.found.verdict == "untrusted":
+        raise MeasurementError(f"timing cannot be trusted: {timed.found.why}.")
+
+
+def _show_times(timed: Timed, label: str, *, json: bool) -> None:
+    from dataclasses import asdict
+
+    found = timed.found
+    mine = found.candidate or found.reference
+    if json:
+        data = {"artefact": str(timed.artefact), "against": str(timed.against) if timed.against else None}
+        times = {
+            "latency_ms": asdict(mine),
+            "reference_ms": asdict(found.reference) if found.candidate else None,
+        }
+        ratio = asdict(found.speedup) if found.speedup else None
+        verdict = {"verdict": found.verdict, "why": found.why}
+        _print_json({**data, "target": label, "device": timed.device, **times, "speedup": ratio, **verdict})
+        return
+    rows = [(timed.artefact, mine)]
+    if timed.against is not None and found.candidate is not None:
+        rows.insert(0, (timed.against, found.reference))
+    for path, times_ms in rows:
+        typer.echo(
+            f"{path}: median {times_ms.median:.4g} ms ({times_ms.low:.4g}-{times_ms.high:.4g}),"
+            f" p90 {times_ms.p90:.4g}, p99 {times_ms.p99:.4g}, {len(times_ms.samples_ms)} samples"
+        )
+    if found.speedup is not None:
+        speedup = found.speedup
+        typer.echo(f"speed-up {speedup.value:.3f}x ({speedup.low:.3f}-{speedup.high:.3f}), {label}")
+    typer.echo(f"{found.verdict}: {found.why}")
+
+
+@app.command()
+@_command
+def report(
+    folders: Folders,
+    html: Annotated[
+        Path | None, typer.Option(metavar="F", help="Write one HTML file with all of them.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what builds found, several side by side."""
+    from edgevit.report.model import load_report
+    from edgevit.report.terminal import render, render_comparison
+
+    reports = [load_report(folder) for folder in folders]
+    if html is not None:
+        from edgevit.report.html import write_html
+
+        write_html(reports, html)
+    if json:
+        dumped = [one.model_dump(mode="json") for one in reports]
+        _print_json(dumped[0] if len(dumped) == 1 else {"reports": dumped})
+    elif len(reports) == 1:
+        render(reports[0], Console())
+    else:
+        render_comparison(reports, Console())
+    if html is not None and not json:
+        typer.echo(f"\nReport: {html}")
+
+
+@app.command()
+@_command
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build directory.")],
+    max_latency_ms: Annotated[float | None, typer.Option(min=0.0, help="Median latency of slim.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(min=0.0, help="Measured, slim against dense.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0.0, help="Points of top-1 that slim may lose.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of equal answers.")
+    ] = None,
+) -> None:
+    """Fail with an exit code of its own when a finished build misses a limit."""
+    from edgevit.gates import Gates, require_gates
+    from edgevit.report.model import load_report
+
+    gates = Gates(max_drop, min_agreement, max_latency_ms, min_speedup)
+    if gates == Gates():
+        raise typer.BadParameter("give at least one limit, for example --max-drop 1.0")
+    found = load_report(folder)
+    timed = max_latency_ms is not None or min_speedup is not None
+    require_gates(found.results, gates, need_trust=timed)
+    typer.echo(f"{found.name}: every limit is kept")
+
+
+@app.command()
+@_command
+def targets() -> None:
+    """List the targets, whether their runtime is here, and how to get what is missing."""
+    from rich.table import Table
+
+    from edgevit.backends import get_backend
+    from edgevit.errors import BackendUnavailableError
+    from edgevit.shipped import shipped_names
+    from edgevit.target import load_target
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("target", "precisions", "runtime", "what it is"):
+        table.add_column(header, overflow="fold")
+    missing = {}
+    for name in shipped_names("targets"):
+        target = load_target(name, Path())
+        try:
+            versions = get_backend(target.runtime).versions()
+            # OpenVINO says 2026.4.1-22982-e213a147257-releases/2026/4; the report has all of it.
+            state = "; ".join(f"{library} {version.split('-')[0]}" for library, version in versions.items())
+        except BackendUnavailableError as error:
+            state = f"{target.runtime} missing"
+            missing[target.runtime] = str(error)
+        table.add_row(Text(name), ", ".join(target.precisions), state, target.description)
+    Console().print(table)
+    for text in missing.values():
+        typer.echo(f"\n{text}")
+
+
+@app.command()
+@_command
+def schema(
+    kind: Annotated[
+        str | None, typer.Argument(help="recipe, target, set, report or manifest; default: all.")
+    ] = None,
+) -> None:
+    """Print the JSON schema of recipes, targets, image sets, reports and manifests."""
+    from pydantic import BaseModel
+
+    from edgevit.images import ImageSet
+    from edgevit.integrate.manifest import Manifest
+    from edgevit.recipe import Recipe
+    from edgevit.report.model import Report
+    from edgevit.target import Target
+
+    kinds: dict[str, type[BaseModel]] = {
+        "recipe": Recipe,
+        "target": Target,
+        "set": ImageSet,
+        "report": Report,
+        "manifest": Manifest,
+    }
+    if kind is not None and kind not in kinds:
+        from edgevit.schema import did_you_mean
+
+        raise typer.BadParameter(
+            f"no kind {kind!r}.{did_you_mean(kind, kinds)} There are: {', '.join(kinds)}."
+        )
+    schemas = {name: model.model_json_schema() for name, model in kinds.items()}
+    _print_json(schemas if kind is None else schemas[kind])
+
+
+if __name__ == "__main__":
+    main()

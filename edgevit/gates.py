@@ -1,0 +1,145 @@
+"""Choosing among the candidates of a target, and the limits that fail a build: pure functions on results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgevit.errors import AccuracyGateError, LatencyGateError, MeasurementError
+from edgevit.report.model import Result
+
+Prefer = Literal["fastest", "all"]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits on the slim artefact; None: no limit."""
+
+    max_drop: float | None = None
+    """Points of top-1 that slim may lose against dense."""
+    min_agreement: float | None = None
+    """Share of images on which slim gives dense's top-1, 0..1."""
+    max_latency_ms: float | None = None
+    min_speedup: float | None = None
+
+
+def choose(results: Sequence[Result], gates: Gates, prefer: Prefer) -> tuple[Result, ...]:
+    """Mark which candidates of one target are chosen, and why the others are not.
+
+    A candidate that misses an accuracy gate or whose timing is untrusted is refused; of the others the
+    fastest is chosen, or each of them with `prefer = "all"`.
+    """
+    judged = [
+        result.model_copy(update={"chosen": False, "refused": _unfit(result, gates)}) for result in results
+    ]
+    fit = [result for result in judged if result.refused is None]
+    if not fit:
+        return tuple(judged)
+    fastest = min(fit, key=lambda result: result.slim.latency_ms.median)
+    return tuple(_marked(result, fastest, prefer) for result in judged)
+
+
+def _unfit(result: Result, gates: Gates) -> str | None:
+    missed = accuracy_misses(result, gates)
+    if missed:
+        return "misses the gate: " + "; ".join(missed)
+    return f"untrusted timing: {result.why}" if result.verdict == "untrusted" else None
+
+
+def _marked(result: Result, fastest: Result, prefer: Prefer) -> Result:
+    if result.refused is not None:
+        return result
+    if prefer == "all" or result is fastest:
+        return result.model_copy(update={"chosen": True})
+    mine, best = result.slim.latency_ms.median, fastest.slim.latency_ms.median
+    reason = f"not faster than {fastest.precision} on this target: {mine:.3f} ms against {best:.3f} ms"
+    return result.model_copy(update={"refused": reason})
+
+
+def accuracy_misses(result: Result, gates: Gates) -> list[str]:
+    """List the accuracy gates that a result misses; a limit on something that was not measured is missed."""
+    missed = []
+    if gates.max_drop is not None:
+        if result.drop is None:
+            missed.append(f"max_drop {gates.max_drop:g} needs labelled evaluation images, and there are none")
+        elif result.drop.points > gates.max_drop:
+            missed.append(f"top-1 drops by {result.drop.points:.2f} points, max_drop is {gates.max_drop:g}")
+    if gates.min_agreement is not None:
+        agreement = result.slim.agreement
+        if agreement is None:
+            missed.append(
+                f"min_agreement {gates.min_agreement:g} needs evaluation images, and there are none"
+            )
+        elif agreement < gates.min_agreement:
+            missed.append(f"agreement is {agreement:.4f}, min_agreement is {gates.min_agreement:g}")
+    return missed
+
+
+def latency_misses(result: Result, gates: Gates) -> list[str]:
+    """List the latency gates that a result misses."""
+    missed = []
+    median, speedup = result.slim.latency_ms.median, result.speedup.measured
+    if gates.max_latency_ms is not None and median > gates.max_latency_ms:
+        missed.append(f"median latency is {median:.3f} ms, max_latency_ms is {gates.max_latency_ms:g}")
+    if gates.min_speedup is not None and speedup < gates.min_speedup:
+        missed.append(f"speed-up is {speedup:.3f}, min_speedup is {gates.min_speedup:g}")
+    return missed
+
+
+def require_gates(results: Sequence[Result], gates: Gates, *, need_trust: bool = True) -> None:
+    """Make sure that every target has a chosen candidate which keeps all limits.
+
+    Args:
+        results: of a finished build, with their choice.
+        gates: limits; they may be others than those that the choice was made with.
+        need_trust: whether untrusted timings are an error.
+
+    Raises:
+        AccuracyGateError: a target has only candidates that miss an accuracy gate.
+        MeasurementError: else, a target has only candidates whose timing cannot be trusted.
+        LatencyGateError: else, a chosen candidate misses a latency gate.
+    """
+    by_target = {
+        target: [r for r in results if r.target == target] for target in {r.target: None for r in results}
+    }
+    accuracy = [line for group in by_target.values() for line in _accuracy_problems(group, gates)]
+    if accuracy:
+        raise AccuracyGateError(
+            _text("accuracy gate missed", accuracy, "Cut less, or calibrate on more images.")
+        )
+    untrusted = [
+        f"{_label(r)}: {r.why}"
+        for group in by_target.values()
+        if all(r.verdict == "untrusted" for r in group if not accuracy_misses(r, gates))
+        for r in group
+        if r.verdict == "untrusted"
+    ]
+    if untrusted and need_trust:
+        raise MeasurementError(
+            _text("timing cannot be trusted", untrusted, "Quieten the machine and run again.")
+        )
+    latency = [f"{_label(r)}: {line}" for r in results if r.chosen for line in latency_misses(r, gates)]
+    if latency:
+        raise LatencyGateError(
+            _text("latency gate missed", latency, "Cut more, or choose another precision.")
+        )
+
+
+def _accuracy_problems(group: Sequence[Result], gates: Gates) -> list[str]:
+    """List the misses of a target: those of what was chosen, or of all where nothing holds the limits."""
+    judged = [result for result in group if result.chosen] or list(group)
+    missed = {_label(result): accuracy_misses(result, gates) for result in judged}
+    if any(result.chosen for result in group) or all(missed.values()):
+        return [f"{label}: {line}" for label, lines in missed.items() for line in lines]
+    return []
+
+
+def _label(result: Result) -> str:
+    return f"{result.target} {result.precision}"
+
+
+def _text(title: str, lines: Sequence[str], advice: str) -> str:
+    if len(lines) == 1:
+        return f"{title}: {lines[0]}. {advice}"
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines), advice])

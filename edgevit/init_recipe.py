@@ -1,0 +1,99 @@
+"""A commented recipe to start from, with the dims of one model written into its comments."""
+
+from __future__ import annotations
+
+import json
+
+from edgevit.models.arch import Arch
+from edgevit.plan import Anatomy, Kind
+from edgevit.shipped import shipped_names
+from edgevit.target import DEFAULT_TARGET
+
+_SECTIONS = """\
+# A recipe for {model}: {blocks} blocks of width {embed}, {tokens} tokens, image {image}, {classes} classes.
+# Build it with `edgevit build THIS_FILE`. Paths are relative to this file; docs/recipes.md has every key.
+
+[model]
+name = {name}
+# weights = "weights.safetensors"  # or a .pth that holds tensors only; without any, the weights are random
+# pretrained = true                # instead of weights: timm fetches its own
+# options = {{ num_classes = {classes} }}    # of timm.create_model, for weights of another size
+
+# Unlabelled images like those the device will see. With them the remaining weights are refitted; without them
+# rows are cut and nothing else, which costs most of the accuracy.
+# [calibration]
+# set = "calibration.toml"  # kind = "folder", path = "images": see "Image sets" in docs/recipes.md
+# images = 256
+
+# Other images, on which dense and slim are compared. With labels there is a top-1, else the agreement.
+# [evaluation]
+# set = "evaluation.toml"
+
+# What remains in each block: one number for all, or a list with one for each.
+[plan]
+{plan}
+
+[slim]
+dead_tokens = {dead_tokens}
+
+[[target]]
+name = {target}  # shipped: {targets}; or the path of your own, ending in .toml
+
+# Limits that fail the build, each with its exit code.
+# [gates]
+# max_drop = 1.0       # points of top-1
+# min_agreement = 0.9  # share of images with the dense model's answer
+# min_speedup = 1.2
+"""
+
+_WHAT: dict[Kind, str] = {
+    "heads": "heads",
+    "qk_dim": "query/key dims of each head",
+    "vo_dim": "value/output dims of each head",
+    "hidden": "neurons of the MLP",
+    "tokens": "tokens that leave a block; list one number a block to merge some",
+}
+_CUT: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
+"""What the recipe cuts to begin with: three quarters stay, the mildest cut that a device notices."""
+
+
+def recipe_text(name: str, arch: Arch, anatomy: Anatomy) -> str:
+    """Write a recipe for the model `name` that loads as it is.
+
+    Args:
+        name: what `model.name` shall say.
+        arch: dims of the dense model.
+        anatomy: what can be cut in it.
+    """
+    plan = [_plan_line(kind, anatomy) for kind in _WHAT]
+    dead = "true  # leave out what nothing reads; the output stays the same"
+    kept = "false  # this model's head reads every token"
+    return _SECTIONS.format(
+        model=name,
+        name=json.dumps(name),
+        blocks=len(arch.blocks),
+        embed=arch.embed,
+        tokens=arch.tokens,
+        image=" x ".join(map(str, arch.image)),
+        classes=arch.classes,
+        plan="\n".join(plan),
+        dead_tokens=kept if anatomy.read_tokens is None else dead,
+        target=json.dumps(DEFAULT_TARGET),
+        targets=", ".join(shipped_names("targets")),
+    )
+
+
+def _plan_line(kind: Kind, anatomy: Anatomy) -> str:
+    if kind in anatomy.refused:
+        return f"# {kind}: {anatomy.refused[kind]}"
+    dense = [int(getattr(block, kind)) for block in anatomy.blocks]
+    there = str(dense[0]) if len(set(dense)) == 1 else ", ".join(map(str, dense))
+    cut = kind in _CUT
+    value = _three_quarters(min(dense)) if cut else min(dense)
+    return f"{'' if cut else '# '}{kind} = {value}  # of {there}: {_WHAT[kind]}"
+
+
+def _three_quarters(count: int) -> int:
+    """Return about 3/4 of `count`, a multiple of 8 where that leaves enough: devices like those."""
+    kept = max(1, 3 * count // 4)
+    return kept - kept % 8 if kept >= 32 else kept

@@ -1,0 +1,128 @@
+"""What a model is made of, block by block, and what can be cut: data, and as a terminal table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgevit.cost import Cost, ModelCost, model_cost
+from edgevit.errors import WeightsError
+from edgevit.models.anatomy import read_anatomy
+from edgevit.models.arch import Arch, arch_from_json
+from edgevit.plan import KINDS, Anatomy
+from edgevit.report import phrases
+
+_SAVED_BESIDE = ("preprocess", "labels", "random_weights")  # in arch.json, but no dims
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model's dims, what they cost, and what can be cut."""
+
+    name: str
+    arch: Arch
+    anatomy: Anatomy
+    cost: ModelCost
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON data."""
+        blocks = zip(self.arch.blocks, self.cost.blocks, strict=True)
+        return {
+            "name": self.name,
+            "image": list(self.arch.image),
+            "patch": list(self.arch.patch),
+            "embed": self.arch.embed,
+            "classes": self.arch.classes,
+            "tokens": self.arch.tokens,
+            "prefix": self.arch.prefix,
+            "reads": self.arch.reads,
+            "total": _cost_json(self.cost.total),
+            "stem": _cost_json(self.cost.stem),
+            "blocks": [asdict(dims) | _cost_json(cost) for dims, cost in blocks],
+            "head": _cost_json(self.cost.head),
+            "can_cut": [kind for kind in KINDS if kind not in self.anatomy.refused],
+            "cannot_cut": dict(self.anatomy.refused),
+            "dead_tokens": self.anatomy.read_tokens is not None,
+        }
+
+
+def _cost_json(cost: Cost) -> dict[str, Any]:
+    return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}
+
+
+def inspect_model(name: str) -> Inspection:
+    """Read the dims of a model: a timm name, or a directory with an arch.json.
+
+    Raises:
+        RecipeError: timm knows no such model, and there is no such directory.
+        UnsupportedModelError: no plain ViT.
+        WeightsError: the directory holds something else, or is damaged.
+    """
+    arch = _saved_arch(Path(name)) if Path(name).is_dir() else _timm_arch(name)
+    return Inspection(name, arch, read_anatomy(arch), model_cost(arch))
+
+
+def _saved_arch(folder: Path) -> Arch:
+    path = folder / "arch.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{folder}: expected a model or build that edgevit saved, found no arch.json in it."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}). Build it again.") from error
+    return arch_from_json({key: value for key, value in data.items() if key not in _SAVED_BESIDE}, str(path))
+
+
+def _timm_arch(name: str) -> Arch:
+    from edgevit.models.load import ModelSource, load_model
+
+    return load_model(ModelSource(name)).model.arch
+
+
+def render(found: Inspection, console: Console) -> None:
+    """Print the blocks as a table, and in words what can be cut."""
+    arch = found.arch
+    image = " x ".join(map(str, arch.image))
+    facts = (
+        f"image {image}, patch {arch.patch[0]} x {arch.patch[1]}, width {arch.embed}, {arch.classes} classes"
+    )
+    console.print(Text.assemble((found.name, "bold"), f"  {facts}"), soft_wrap=True)
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("part", no_wrap=True)
+    for header in ("heads", "qk", "vo", "hidden", "tokens", "MACs", "params", "bytes"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_row("stem", "", "", "", "", *_cost_cells(found.cost.stem))
+    for index, (block, cost) in enumerate(zip(arch.blocks, found.cost.blocks, strict=True)):
+        dims = (block.heads, block.qk_dim, block.vo_dim, block.hidden, block.tokens_out)
+        table.add_row(f"blocks.{index}", *map(str, dims), *_cost_cells(cost))
+    table.add_row("head", "", "", "", "", *_cost_cells(found.cost.head), end_section=True)
+    table.add_row("total", "", "", "", "", *_cost_cells(found.cost.total), style="bold")
+    console.print(table)
+    for line in _words(found):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _cost_cells(cost: Cost) -> tuple[str, str, str]:
+    return phrases.count(cost.macs), phrases.count(cost.params), phrases.size(cost.bytes)
+
+
+def _words(found: Inspection) -> list[str]:
+    anatomy = found.anatomy
+    kinds = [kind for kind in KINDS if kind not in anatomy.refused]
+    lines = ["MACs are multiply-accumulates of one image; bytes are of float32 weights."]
+    lines.append(f"Can be cut: {', '.join(kinds)}.")
+    lines += [f"Cannot be cut: {kind}: {reason}" for kind, reason in anatomy.refused.items()]
+    if anatomy.read_tokens is None:
+        lines.append("No dead tokens: the head reads all of them.")
+    else:
+        lines.append(f"Dead tokens: of the last block the head reads only {anatomy.read_tokens}.")
+    return lines

@@ -1,0 +1,272 @@
+"""The report of a build, put together from what its stages found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from edgevit.cost import model_cost
+from edgevit.images import Images
+from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, top1
+from edgevit.measure.environment import read_machine
+from edgevit.models.arch import Arch
+from edgevit.pipeline.candidate import Artefact, Candidate
+from edgevit.pipeline.inputs import Inputs
+from edgevit.plan import Plan
+from edgevit.report.model import (
+    ArtefactFacts,
+    BlockFacts,
+    BlockSide,
+    Drop,
+    Latency,
+    ModelSize,
+    ModelSizes,
+    NotBuilt,
+    PlanBlock,
+    PlanFacts,
+    Report,
+    Result,
+    SetFacts,
+    SlimFacts,
+    SourceFacts,
+    Speedup,
+    StageFacts,
+)
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The images of a build; None where the recipe names none or nothing reads them."""
+
+    calibration: Images | None
+    evaluation: Images | None
+
+
+@dataclass(frozen=True)
+class Archs:
+    """Dims of both models."""
+
+    dense: Arch
+    slim: Arch
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the stages found, beside the candidates."""
+
+    archs: Archs
+    plan: Plan
+    random_weights: bool
+    sets: Sets
+    versions: dict[str, str]
+
+
+def make_report(
+    inputs: Inputs,
+    found: Found,
+    results: Sequence[Result],
+    not_built: Sequence[NotBuilt],
+    stages: Sequence[StageFacts],
+) -> Report:
+    """Put the report together."""
+    recipe, archs = inputs.recipe.recipe, found.archs
+    sets, evaluation = found.sets, recipe.evaluation
+    return Report(
+        name=recipe.name,
+        recipe_sha256=inputs.recipe.sha256,
+        versions=dict(found.versions),
+        warnings=tuple(_warnings(inputs, found)),
+        source=_source(inputs, found),
+        recover=recipe.recover,
+        plan=PlanFacts(
+            blocks=tuple(
+                PlanBlock(heads=b.heads, qk_dim=b.qk_dim, vo_dim=b.vo_dim, hidden=b.hidden, tokens=b.tokens)
+                for b in found.plan.blocks
+            ),
+            dead_tokens=found.plan.dead_tokens,
+        ),
+        models=ModelSizes(dense=_size(archs.dense), slim=_size(archs.slim)),
+        blocks=tuple(_blocks(archs)),
+        calibration=_set(recipe.calibration.set, sets.calibration, labelled=False)
+        if recipe.calibration
+        else None,
+        evaluation=_set(evaluation.set, sets.evaluation, labelled=True) if evaluation else None,
+        results=tuple(results),
+        not_built=tuple(not_built),
+        machine=_machine(found.versions),
+        stages=tuple(stages),
+    )
+
+
+def _machine(versions: dict[str, str]) -> dict[str, JsonValue]:
+    facts: dict[str, JsonValue] = json.loads(json.dumps(asdict(read_machine(versions))))
+    del facts["versions"]  # the report has them
+    return facts
+
+
+def _source(inputs: Inputs, found: Found) -> SourceFacts:
+    model, dense = inputs.recipe.recipe.model, found.archs.dense
+    named = Path(model.weights).name if model.weights else "pretrained" if model.pretrained else None
+    saved = "model.safetensors" if inputs.source_sha256 else None
+    return SourceFacts(
+        name=model.name,
+        weights="random" if found.random_weights else named or saved or "random",
+        weights_sha256=inputs.source_sha256[-64:] if inputs.source_sha256 else None,
+        image=dense.image,
+        classes=dense.classes,
+    )
+
+
+def _set(name: str, images: Images | None, *, labelled: bool) -> SetFacts | None:
+    if images is None:
+        return None
+    return SetFacts(
+        set=Path(name).stem,
+        images=len(images),
+        sha256=images.sha256,
+        labelled=labelled and images.labels is not None,
+        skipped=images.skipped_names,
+    )
+
+
+def _warnings(inputs: Inputs, found: Found) -> list[str]:
+    recipe, sets = inputs.recipe.recipe, found.sets
+    warnings = []
+    if found.random_weights:
+        warnings.append(
+            "the weights are random: sizes and times are real, accuracy and agreement mean nothing"
+        )
+    for name, images in (("calibration", sets.calibration), ("evaluation", sets.evaluation)):
+        if images is not None and images.skipped:
+            total = len(images) + images.skipped
+            warnings.append(f"{images.skipped} of {total} {name} images were corrupt and skipped")
+    if sets.evaluation is None:
+        warnings.append("no [evaluation] images: neither accuracy nor agreement is known")
+    elif sets.evaluation.labels is None:
+        warnings.append("the evaluation images have no labels: only the agreement is known")
+    same = (
+        sets.calibration is not None
+        and sets.evaluation is not None
+        and recipe.calibration
+        and recipe.evaluation
+    )
+    if same and _same_set(inputs):
+        warnings.append("calibration and evaluation use the same image set: the accuracy is flattered")
+    return warnings
+
+
+def _same_set(inputs: Inputs) -> bool:
+    first, second = inputs.calibration, inputs.evaluation
+    return first is not None and second is not None and first.path.resolve() == second.path.resolve()
+
+
+def _size(arch: Arch) -> ModelSize:
+    total = model_cost(arch).total
+    return ModelSize(macs=total.macs, params=total.params)
+
+
+def _blocks(archs: Archs) -> list[BlockFacts]:
+    sides = zip(_sides(archs.dense), _sides(archs.slim), strict=True)
+    return [
+        BlockFacts(name=f"blocks.{index}", dense=dense, slim=slim)
+        for index, (dense, slim) in enumerate(sides)
+    ]
+
+
+def _sides(arch: Arch) -> list[BlockSide]:
+    costs = model_cost(arch).blocks
+    return [
+        BlockSide(
+            heads=block.heads,
+            qk_dim=block.qk_dim,
+            vo_dim=block.vo_dim,
+            hidden=block.hidden,
+            tokens=block.tokens_out,
+            macs=cost.macs,
+            params=cost.params,
+        )
+        for block, cost in zip(arch.blocks, costs, strict=True)
+    ]
+
+
+def make_result(
+    candidate: Candidate, archs: Archs, evaluation: Images | None, parity: dict[str, float]
+) -> Result:
+    """Put one candidate's measurements beside what its MACs promised.
+
+    Args:
+        candidate: what was measured.
+        archs: dims of both models.
+        evaluation: the images that `candidate.logits` were computed for.
+        parity: how far the links before the artefact differ, by name.
+    """
+    timing, logits = candidate.timing, candidate.logits
+    estimated = model_cost(archs.dense).total.macs / model_cost(archs.slim).total.macs
+    labels = evaluation.labels if evaluation is not None else None
+    tops = {side: top1(values, labels) if labels is not None else None for side, values in logits.items()}
+    facts: dict[str, JsonValue] = {**parity, **candidate.parity}
+    if logits:
+        facts["slim_dense_mean_kl"] = mean_kl(logits["dense"], logits["slim"])
+    dense = _artefact(candidate, "dense", tops.get("dense"), timing.dense)
+    slim = _artefact(candidate, "slim", tops.get("slim"), timing.slim)
+    return Result(
+        target=candidate.target.name,
+        precision=candidate.precision,
+        device=timing.device,
+        protocol=timing.protocol,
+        chosen=False,
+        refused=None,
+        dense=dense,
+        slim=SlimFacts(
+            **slim.model_dump(),
+            agreement=agreement(logits["dense"], logits["slim"]) if logits else None,
+        ),
+        drop=_drop(logits, evaluation),
+        speedup=Speedup(
+            measured=timing.speedup,
+            interval=timing.interval,
+            estimated=estimated,
+            promise=timing.speedup / estimated,
+        ),
+        parity=facts,
+        verdict="trusted" if timing.trusted else "untrusted",
+        why=timing.why,
+    )
+
+
+def _artefact(candidate: Candidate, side: str, share: float | None, latency: Latency) -> ArtefactFacts:
+    artefact = candidate.artefacts[side]
+    return ArtefactFacts(
+        artefact=public_entry(candidate, side),
+        sha256=artefact.sha256,
+        bytes=artefact.bytes,
+        top1=share,
+        latency_ms=latency,
+    )
+
+
+def public_folder(candidate: Candidate, side: str) -> str:
+    """Return where an artefact's files lie below the build directory; what ships has the short name."""
+    below = candidate.precision if side == "slim" else f"{side}/{candidate.precision}"
+    return f"{candidate.target.name}/{below}"
+
+
+def public_entry(candidate: Candidate, side: str) -> str:
+    """Return the file that a runtime loads, relative to the build directory."""
+    artefact: Artefact = candidate.artefacts[side]
+    return f"{public_folder(candidate, side)}/{artefact.entry.relative_to(artefact.folder).as_posix()}"
+
+
+def _drop(logits: dict[str, Logits], evaluation: Images | None) -> Drop | None:
+    if evaluation is None or evaluation.labels is None:
+        return None
+    dense, slim = (correct(logits[side], evaluation.labels) for side in ("dense", "slim"))
+    interval = paired_bootstrap(dense, slim, _SEED)
+    points = 100 * (float(dense.mean()) - float(slim.mean()))
+    return Drop(points=points, interval=(interval.low, interval.high))

@@ -1,0 +1,176 @@
+"""The ONNX files of a build: exported once for each opset and batch that its targets want, and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit.disk import sha256_tree
+from edgevit.export.links import onnx_link, torch_link
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.parity import TORCH_TO_ONNX, Link, Parity, check_parity, limits_for
+from edgevit.export.verify import check_dims
+from edgevit.images import Images
+from edgevit.models.arch import Arch
+from edgevit.pipeline.keys import code_sha256, library_versions
+from edgevit.pipeline.stages import Saved, Workshop, onnx_metadata
+from edgevit.recipe import ExportSection
+from edgevit.store import JSON
+from edgevit.target import Target
+
+GRAPH_FILE = "fp32.onnx"
+PARITY_FILE = "parity.json"
+PARITY_IMAGES = 32
+"""Images on which outputs are compared; the accuracy is computed on all."""
+
+Batch = NDArray[np.float32]
+Sides = tuple[Saved, Saved]
+"""The dense and the slim model."""
+SIDES = ("dense", "slim")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What decides over an ONNX file besides the model."""
+
+    opset: int
+    batch: int | None
+    simplify: bool
+
+    @classmethod
+    def of(cls, section: ExportSection, target: Target) -> Form:
+        """Return the form that the recipe asks for, and the target where it says nothing."""
+        batch = section.batch or target.batch
+        return cls(section.opset or target.opset, None if batch == "dynamic" else batch, section.simplify)
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the folder for files of this form, where a build has several."""
+        return f"opset{self.opset}-batch{self.batch or '-dynamic'}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The ONNX file of one model."""
+
+    path: Path
+    sha256: str
+    """Of the file and its external weights."""
+    arch: Arch
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The checked ONNX files of both models in one form."""
+
+    form: Form
+    by_side: dict[str, Graph]
+    parity: dict[str, float]
+    """How far their outputs are from torch's, by name."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What outputs are compared on along the chain of custody."""
+
+    images: Batch
+    """[n, C, H, W]."""
+    sha256: str
+
+    def batches(self, batch: int | None) -> list[Batch]:
+        """Cut the images into batches, the last one filled up; None: of two sizes, 1 and the rest."""
+        if batch is None:
+            return [self.images[:1], self.images[1:]]
+        count = -(-len(self.images) // batch)
+        filled = np.resize(self.images, (count * batch, *self.images.shape[1:]))
+        return [filled[start : start + batch] for start in range(0, len(filled), batch)]
+
+
+def make_probe(images: Images | None, arch: Arch) -> Probe:
+    """Take the first images of a set, or seeded noise where there is none."""
+    if images is not None:
+        return Probe(next(iter(images.batches(PARITY_IMAGES))), images.sha256)
+    noise = np.random.default_rng(0).standard_normal((PARITY_IMAGES, *arch.image))
+    return Probe(noise.astype(np.float32), "noise")
+
+
+def export_graphs(shop: Workshop, models: Sides, form: Form, plan_sha256: str, probe: Probe) -> Graphs:
+    """Export both models, and make sure that the files have the promised dims and give torch's outputs.
+
+    Raises:
+        ExportError: a file lacks the dims, or cannot be written.
+        ParityError: a file gives other outputs; the first diverging block is named.
+    """
+    graphs: dict[str, Graph] = {}
+    parity: dict[str, float] = {}
+    for side, model in zip(SIDES, models, strict=True):
+        graphs[side] = _export(shop, side, model, form, plan_sha256)
+        parity |= _compare(shop, side, model, graphs[side], form, probe)
+    return Graphs(form, graphs, parity)
+
+
+def _export(shop: Workshop, side: str, model: Saved, form: Form, plan_sha256: str) -> Graph:
+    metadata = onnx_metadata(model, plan_sha256)
+    arch = model.loaded.model.arch
+    key: dict[str, JSON] = {
+        "model": model.sha256,
+        "form": asdict(form),
+        "metadata": metadata,
+        "versions": library_versions(
+            ("onnx", "onnxscript", "onnx-ir", "torch", *(("onnxsim",) if form.simplify else ()))
+        ),
+        "code": code_sha256("export", "models"),
+    }
+
+    def make(folder: Path) -> None:
+        options = ExportOptions(form.opset, form.batch, form.simplify, metadata)
+        export_onnx(model.loaded.model, folder / GRAPH_FILE, options)
+        check_dims(folder / GRAPH_FILE, arch)
+
+    folder = shop.run("export", key, make, of=side)
+    return Graph(folder / GRAPH_FILE, sha256_tree(folder), arch)
+
+
+def _compare(
+    shop: Workshop, side: str, model: Saved, graph: Graph, form: Form, probe: Probe
+) -> dict[str, float]:
+    key: dict[str, JSON] = {
+        "model": model.sha256,
+        "onnx": graph.sha256,
+        "images": probe.sha256,
+        "versions": library_versions(("onnxruntime", "torch")),
+        "code": code_sha256("export", "models", "pipeline"),
+    }
+
+    def make(folder: Path) -> None:
+        batches = probe.batches(form.batch)
+        torch = remembered(torch_link(model.loaded.model), batches)
+        largest = max(float(np.abs(torch.run(batch)).max()) for batch in batches)
+        # Rounding grows with the numbers: logits above 1 may differ by as much more.
+        limits = limits_for(graph.arch, TORCH_TO_ONNX * max(1.0, largest))
+        found = check_parity(torch, onnx_link(graph.path), batches, limits, graph.arch)
+        (folder / PARITY_FILE).write_text(
+            json.dumps(parity_facts(f"{side}_torch_onnx", found, limits.max_abs))
+        )
+
+    facts: dict[str, float] = json.loads((shop.run("verify", key, make, of=side) / PARITY_FILE).read_text())
+    return facts
+
+
+def remembered(link: Link, batches: list[Batch]) -> Link:
+    """Run a link on all batches once; whoever runs it on one of these arrays again gets that output."""
+    outputs = {id(batch): link.run(batch) for batch in batches}
+    return Link(link.name, lambda batch: outputs[id(batch)], link.at)
+
+
+def parity_facts(link: str, found: Parity, allowed: float) -> dict[str, float]:
+    """Return what the report says about one link of the chain of custody."""
+    return {
+        f"{link}_max_abs": found.max_abs,
+        f"{link}_allowed": allowed,
+        f"{link}_top1_agreement": found.top1_agreement,
+    }

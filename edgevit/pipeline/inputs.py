@@ -1,0 +1,147 @@
+"""Everything that a build reads, found and checked before any long work starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.backends import get_backend
+from edgevit.disk import files_below, sha256_file
+from edgevit.errors import RecipeError, WeightsError
+from edgevit.images import LoadedSet, load_image_set
+from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
+from edgevit.recipe import LoadedRecipe, TargetSection
+from edgevit.shipped import find_shipped
+from edgevit.target import Precision, Target, load_target
+
+SHARED_GRAPH: tuple[Precision, ...] = ("fp32", "bf16")
+"""Precisions that run the fp32 graph: the runtime computes in bf16 by itself."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One target of a build, and what is built for it."""
+
+    target: Target
+    path: Path
+    precisions: tuple[Precision, ...]
+    section: TargetSection
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, as it is on this disk."""
+
+    recipe: LoadedRecipe
+    source: ModelSource
+    source_sha256: str | None
+    """Hash of the weights file, or of the saved model; None where timm makes or fetches the weights."""
+    wanted: tuple[Wanted, ...]
+    calibration: LoadedSet | None
+    evaluation: LoadedSet | None
+
+    def files(self) -> list[Path]:
+        """List every file that the build depends on."""
+        paths = [self.recipe.path, *(wanted.path for wanted in self.wanted)]
+        if self.source.weights is not None:
+            paths.append(self.source.weights)
+        if _is_saved(Path(self.source.name)):
+            paths += [Path(self.source.name) / name for name in (ARCH_FILE, WEIGHTS_FILE)]
+        for images in (self.calibration, self.evaluation):
+            if images is not None:
+                paths += [images.path, *_set_files(images)]
+        return [path.absolute() for path in paths]
+
+
+def read_inputs(recipe: LoadedRecipe, targets: Sequence[str]) -> Inputs:
+    """Find what a recipe names.
+
+    Args:
+        recipe: the recipe.
+        targets: names or paths (relative to the working directory) in place of the recipe's targets.
+
+    Raises:
+        RecipeError: a target or image set that does not exist or has problems.
+        WeightsError: the weights file does not exist.
+        BackendUnavailableError: a target's runtime is not installed.
+    """
+    wanted = tuple(_wanted(recipe, targets))
+    doubled = [name for name, count in Counter(item.target.name for item in wanted).items() if count > 1]
+    if doubled:
+        raise RecipeError(
+            f"{recipe.path}: two targets are named {doubled[0]!r}. Give one of them another `name`."
+        )
+    for item in wanted:
+        get_backend(item.target.runtime).check()
+    source = _source(recipe)
+    sets = recipe.recipe
+    return Inputs(
+        recipe=recipe,
+        source=source,
+        source_sha256=_source_sha256(source),
+        wanted=wanted,
+        calibration=load_image_set(sets.calibration.set, recipe.folder) if sets.calibration else None,
+        evaluation=load_image_set(sets.evaluation.set, recipe.folder) if sets.evaluation else None,
+    )
+
+
+def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:
+    sections = {section.name: (section, recipe.folder) for section in recipe.recipe.target}
+    given = {name: (TargetSection(name=name), Path()) for name in dict.fromkeys(targets)}
+    chosen = {name: sections.get(name, own) for name, own in given.items()} or sections
+    for section, folder in chosen.values():
+        target = load_target(section.name, folder)
+        precisions = section.precisions or target.precisions
+        other = [precision for precision in precisions if precision not in SHARED_GRAPH]
+        if other:
+            raise RecipeError(
+                f"{recipe.path}: target {target.name}: expected precisions among {', '.join(SHARED_GRAPH)},"
+                f" got {', '.join(other)}, which this version does not export. Take them out of `precisions`."
+            )
+        yield Wanted(target, find_shipped("targets", section.name, folder), precisions, section)
+
+
+def _source(recipe: LoadedRecipe) -> ModelSource:
+    """Say where the model comes from; a directory is relative to the recipe, like every path in it."""
+    model = recipe.recipe.model
+    saved = recipe.folder / Path(model.name).expanduser()
+    if _is_saved(saved):
+        given = [key for key in ("weights", "options", "pretrained") if getattr(model, key)]
+        if given:
+            raise RecipeError(
+                f"{recipe.path}: model.{given[0]}: {saved} is a model that edgevit saved, with its own weights"
+                " and dims. Take this key out."
+            )
+        return ModelSource(str(saved))
+    return ModelSource(model.name, recipe.weights, model.pretrained, dict(model.options))
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / ARCH_FILE).is_file()
+
+
+def _source_sha256(source: ModelSource) -> str | None:
+    if _is_saved(Path(source.name)):
+        arch, weights = Path(source.name) / ARCH_FILE, Path(source.name) / WEIGHTS_FILE
+        if not weights.is_file():
+            raise WeightsError(
+                f"model {source.name}: expected {WEIGHTS_FILE} beside {ARCH_FILE}, found none."
+            )
+        return sha256_file(arch) + sha256_file(weights)
+    if source.weights is None:
+        return None
+    if not source.weights.is_file():
+        raise WeightsError(
+            f"model.weights: {source.weights}: no such file."
+            " Paths in a recipe are relative to the recipe file."
+        )
+    return sha256_file(source.weights)
+
+
+def _set_files(images: LoadedSet) -> list[Path]:
+    if images.set.kind == "hub":
+        return []
+    path = images.path.parent / Path(images.set.path).expanduser()
+    return files_below(path) if path.is_dir() else [path]

@@ -1,0 +1,30 @@
+"""What stage outputs depend on besides their inputs: the code of edgevit and the versions of libraries."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import edgevit
+from edgevit.disk import sha256_file
+
+_PACKAGE = Path(edgevit.__file__).resolve().parent
+
+
+@functools.cache
+def code_sha256(*rooms: str) -> str:
+    """Hash the version and the source of some rooms: an edited method makes its stages anew."""
+    lines = [f"{edgevit.__version__}\n"]
+    for room in rooms:
+        folder = _PACKAGE / room
+        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [_PACKAGE / f"{room}.py"]
+        lines += [f"{sha256_file(path)}  {path.relative_to(_PACKAGE).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of installed distributions, without importing them."""
+    return {name: metadata.version(name) for name in names}

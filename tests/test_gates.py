@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+from sample_report import result
+
+from edgevit.errors import AccuracyGateError, LatencyGateError, MeasurementError
+from edgevit.gates import Gates, choose, require_gates
+from edgevit.report.model import Drop, Result
+
+
+def candidate(precision: str, slim_ms: float, **changes: object) -> Result:
+    """Return a result with 0.6 points of drop and agreement 0.943, dense at 10 ms."""
+    return result(precision, 10.0, slim_ms).model_copy(update=changes)
+
+
+def chosen(results: tuple[Result, ...]) -> list[str]:
+    return [one.precision for one in results if one.chosen]
+
+
+def test_choose_fastest_refuses_the_slower_one_and_says_how_much() -> None:
+    results = choose([candidate("fp32", 6.0), candidate("bf16", 5.0)], Gates(), "fastest")
+    assert chosen(results) == ["bf16"]
+    assert results[0].refused is not None
+    assert results[0].refused.startswith("not faster than bf16 on this target: 6.0")
+
+
+def test_choose_all_keeps_each_that_is_fit() -> None:
+    results = choose([candidate("fp32", 6.0), candidate("bf16", 5.0)], Gates(), "all")
+    assert chosen(results) == ["fp32", "bf16"]
+
+
+def test_choose_prefers_a_slower_one_that_keeps_the_accuracy_gate() -> None:
+    poor = candidate("bf16", 5.0, drop=Drop(points=2.5, interval=(1.0, 4.0)))
+    results = choose([candidate("fp32", 6.0), poor], Gates(max_drop=1.0), "fastest")
+    assert chosen(results) == ["fp32"]
+    assert results[1].refused == "misses the gate: top-1 drops by 2.50 points, max_drop is 1"
+
+
+@pytest.mark.parametrize("prefer", ["fastest", "all"])
+def test_choose_never_takes_an_untrusted_timing(prefer: str) -> None:
+    noisy = candidate("bf16", 5.0, verdict="untrusted", why="drift")
+    results = choose([candidate("fp32", 6.0), noisy], Gates(), "all" if prefer == "all" else "fastest")
+    assert chosen(results) == ["fp32"]
+    assert results[1].refused == "untrusted timing: drift"
+
+
+def test_choose_one_of_equal_times() -> None:
+    results = choose([candidate("fp32", 5.0), candidate("bf16", 5.0)], Gates(), "fastest")
+    assert chosen(results) in (["fp32"], ["bf16"])
+
+
+def test_require_gates_all_kept_passes() -> None:
+    gates = Gates(max_drop=0.6, min_agreement=0.943, max_latency_ms=7.0, min_speedup=1.5)
+    require_gates(choose([candidate("fp32", 6.0)], gates, "fastest"), gates)
+
+
+def test_require_gates_drop_too_large_is_an_accuracy_error() -> None:
+    results = choose([candidate("fp32", 6.0)], Gates(max_drop=0.5), "fastest")
+    with pytest.raises(
+        AccuracyGateError, match=r"openvino-cpu fp32: top-1 drops by 0\.60 points, max_drop is 0\.5"
+    ):
+        require_gates(results, Gates(max_drop=0.5))
+
+
+def test_require_gates_agreement_of_a_finished_build_is_checked_on_what_was_chosen() -> None:
+    results = choose([candidate("fp32", 6.0)], Gates(), "fastest")
+    with pytest.raises(AccuracyGateError, match=r"agreement is 0\.9430, min_agreement is 0\.95"):
+        require_gates(results, Gates(min_agreement=0.95))
+
+
+def test_require_gates_one_precision_that_keeps_the_limit_is_enough() -> None:
+    poor = candidate("bf16", 5.0, drop=Drop(points=2.5, interval=(1.0, 4.0)))
+    gates = Gates(max_drop=1.0)
+    require_gates(choose([candidate("fp32", 6.0), poor], gates, "fastest"), gates)
+
+
+def test_require_gates_limit_without_labels_is_missed() -> None:
+    results = [candidate("fp32", 6.0, drop=None, chosen=True)]
+    with pytest.raises(AccuracyGateError, match="needs labelled evaluation images"):
+        require_gates(results, Gates(max_drop=1.0))
+
+
+@pytest.mark.parametrize(
+    ("gates", "text"),
+    [
+        (Gates(max_latency_ms=5.0), r"median latency is 6\.\d+ ms, max_latency_ms is 5"),
+        (Gates(min_speedup=3.0), r"speed-up is 1\.\d+, min_speedup is 3"),
+    ],
+)
+def test_require_gates_too_slow_is_a_latency_error(gates: Gates, text: str) -> None:
+    with pytest.raises(LatencyGateError, match=text):
+        require_gates(choose([candidate("fp32", 6.0)], gates, "fastest"), gates)
+
+
+def test_require_gates_accuracy_comes_before_latency() -> None:
+    gates = Gates(max_drop=0.1, min_speedup=9.0)
+    with pytest.raises(AccuracyGateError, match="top-1 drops"):
+        require_gates(choose([candidate("fp32", 6.0)], gates, "fastest"), gates)
+
+
+def test_require_gates_only_untrusted_timings_is_a_measurement_error() -> None:
+    noisy = choose([candidate("fp32", 6.0, verdict="untrusted", why="drift")], Gates(), "fastest")
+    with pytest.raises(MeasurementError, match="openvino-cpu fp32: drift"):
+        require_gates(noisy, Gates(max_latency_ms=99.0))
+    require_gates(noisy, Gates(max_drop=1.0), need_trust=False)
+
+
+def test_require_gates_names_every_target_that_misses() -> None:
+    both = [candidate("fp32", 6.0, chosen=True), candidate("fp32", 6.0, chosen=True, target="other")]
+    with pytest.raises(LatencyGateError, match=r"(?s)openvino-cpu fp32: speed-up.*other fp32: speed-up"):
+        require_gates(both, Gates(min_speedup=9.0))
