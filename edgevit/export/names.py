@@ -1,7 +1,8 @@
-"""Names that a person can read, for every node and value of a graph, from the module that each node comes from.
+"""Names that a person can read, for every node and value, from the module that each node comes from.
 
-A node takes the path of its module (`blocks.3.attn.q`), or the path and what it does (`blocks.3.attn.softmax`). A value
-has the name of the node that made it, and the value that leaves a block has the block's name (`blocks.3`).
+A node takes the path of its module (`blocks.3.attn.q`), or the path and what it does
+(`blocks.3.attn.softmax`). A value has the name of the node that made it, and the value that leaves a block
+has the block's name (`blocks.3`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import onnx_ir as ir
 
 from edgevit.export.rewrite import constant_of
 
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # torch writes it: module paths from the root, then the call's own name
+_SCOPES_KEY = (
+    "pkg.torch.onnx.name_scopes"  # torch writes it: module paths from the root, then the call's own name
+)
 _LAYOUT = {"Reshape", "Transpose"}
 _SHOWN_ELEMENTS = 8
 
@@ -46,20 +49,24 @@ def name_graph(graph: ir.Graph) -> None:
 def _scope(node: ir.Node) -> str:
     """Return the path of the module in whose forward a node was called; empty for the model itself."""
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "['', '']"))
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    # Sizes that torch reads off the input get a scope that is no module's.
+    return str(scopes[-2]) if len(scopes) > 1 and not str(scopes[0]) else ""
 
 
 def _own_weight(node: ir.Node, scope: str) -> bool:
     """Say whether a node is the one that a module with a weight is there for."""
-    return any(value is not None and value.is_initializer() and value.name == f"{scope}.weight" for value in node.inputs)
+    return any(
+        value is not None and value.is_initializer() and value.name == f"{scope}.weight"
+        for value in node.inputs
+    )
 
 
 def _place(node: ir.Node, scopes: dict[ir.Node, str], layers: set[str]) -> str:
     """Return the path under which a node is named.
 
-    Modules whose parts are called one by one (attention is) leave no path of their own in the trace. So a node that lies
-    straight in a module goes to the deepest module that holds both what feeds it and what it feeds, and a change of
-    layout goes to the layer that it follows.
+    Modules whose parts are called one by one (attention is) leave no path of their own in the trace. So a
+    node that lies straight in a module goes to the deepest module that holds both what feeds it and what it
+    feeds, and a change of layout goes to the layer that it follows.
     """
     scope = scopes[node]
     if scope in layers:
@@ -67,6 +74,8 @@ def _place(node: ir.Node, scopes: dict[ir.Node, str], layers: set[str]) -> str:
     before = _layer_before(node, scopes, layers)
     if before is not None and before.startswith(_inside(scope)):
         return before
+    if not scope:
+        return scope
     around = {*_edge(node, scopes, forward=False), *_edge(node, scopes, forward=True)}
     within = [path for path in around if path != scope and path.startswith(_inside(scope))]
     return _common_path(within, scope, layers)
@@ -77,7 +86,9 @@ def _layer_before(node: ir.Node, scopes: dict[ir.Node, str], layers: set[str]) -
     current: ir.Node | None = node
     while current is not None and current.op_type in _LAYOUT and scopes[current] not in layers:
         current = current.inputs[0].producer() if current.inputs[0] is not None else None
-    return scopes[current] if current in scopes and current is not node and scopes[current] in layers else None
+    return (
+        scopes[current] if current in scopes and current is not node and scopes[current] in layers else None
+    )
 
 
 def _inside(scope: str) -> str:
@@ -107,14 +118,18 @@ def _common_path(paths: list[str], scope: str, layers: set[str]) -> str:
         return scope
     parts = [path.split(".") for path in sorted(paths)]
     first, last = parts[0], parts[-1]
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+    )
     path = ".".join(first[:length])
     while path in layers:
         path = path.rpartition(".")[0]
     return path if path.startswith(_inside(scope)) and path else scope
 
 
-def _last_of_modules(nodes: list[ir.Node], scopes: dict[ir.Node, str], layers: set[str]) -> dict[ir.Node, str]:
+def _last_of_modules(
+    nodes: list[ir.Node], scopes: dict[ir.Node, str], layers: set[str]
+) -> dict[ir.Node, str]:
     """Return, for each module that is no layer, its last node that feeds another module."""
     last: dict[str, ir.Node] = {}
     for node in nodes:
@@ -130,12 +145,12 @@ def _leaves(user: ir.Node, scope: str, scopes: dict[ir.Node, str]) -> bool:
 
 
 def _split_calls(nodes: list[ir.Node], scopes: dict[ir.Node, str], layers: set[str]) -> dict[ir.Node, str]:
-    """Return what to call the nodes that one torch call (gelu) became: `gelu` the last, `gelu.erf` another."""
+    """Name the nodes that one torch call (gelu) became: `gelu` the last, `gelu.erf` another."""
     groups: dict[str, list[ir.Node]] = {}
     for node in nodes:
         if scopes[node] not in layers:
             groups.setdefault(_call(node), []).append(node)
-    names = {}
+    names: dict[ir.Node, str] = {}
     for call, group in groups.items():
         if len(group) > 1 and all(set(node.successors()) <= set(group) for node in group[:-1]):
             word = re.sub(r"_\d+$", "", call).strip("_")
@@ -166,7 +181,9 @@ def _deed(node: ir.Node) -> str:
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
         if producer is not None and producer.op_type == "Softmax":
             return "mix"
-    if node.op_type == "Mul" and any(array is not None and array.size == 1 for array in map(constant_of, node.inputs)):
+    if node.op_type == "Mul" and any(
+        array is not None and array.size == 1 for array in map(constant_of, node.inputs)
+    ):
         return "scale"
     return _snake(node.op_type)
 
@@ -186,7 +203,11 @@ def _constant_name(node: ir.Node) -> str:
     kind = "float" if array.dtype.kind == "f" else array.dtype.name.rstrip("0123456789")
     if array.size > _SHOWN_ELEMENTS or (array.size > 1 and kind == "float"):
         numbers = array.ravel().tolist()
-        shown = f"{_number(numbers[0])}_to_{_number(numbers[-1])}" if numbers[0] != numbers[-1] else _number(numbers[0])
+        shown = (
+            f"{_number(numbers[0])}_to_{_number(numbers[-1])}"
+            if numbers[0] != numbers[-1]
+            else _number(numbers[0])
+        )
         return f"constant.{kind}s_{shown}_of_" + "x".join(map(str, array.shape))
     shown = "_".join(_number(number) for number in array.ravel().tolist())
     return f"constant.{kind}_{shown}" if array.ndim == 0 else f"constant.{kind}s_{shown}"
@@ -194,7 +215,11 @@ def _constant_name(node: ir.Node) -> str:
 
 def _number(number: float | int | bool) -> str:
     if isinstance(number, float):
-        return np.format_float_positional(np.float32(number), trim="0") if 1e-4 <= abs(number) < 1e6 else f"{number:.6g}"
+        return (
+            np.format_float_positional(np.float32(number), trim="0")
+            if 1e-4 <= abs(number) < 1e6
+            else f"{number:.6g}"
+        )
     return "end" if number == np.iinfo(np.int64).max else str(number)
 
 

@@ -53,8 +53,9 @@ class ExportOptions:
 def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
     """Write `model` to `out`: input `image` [B, C, H, W] float32, output `logits` [B, classes].
 
-    Weights above 1.5 GB go to one file beside it, `<name>.onnx.data`. The same model, options and versions give the same
-    bytes in every process and folder. Peak memory is the model's plus twice its weights (once, with the file beside it).
+    Weights above 1.5 GB go to one file beside it, `<name>.onnx.data`. The same model, options and versions
+    give the same bytes in every process and folder. Peak memory is the model's plus twice its weights (once,
+    with the file beside it).
 
     Raises:
         ValueError: options that no ONNX file can have.
@@ -65,8 +66,9 @@ def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
         raise ValueError(f"opset: expected {OPSETS.start}..{OPSETS.stop - 1}, got {options.opset}")
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"batch: expected 1 or more, or None for any, got {options.batch}")
-    graph_model = _trace(model, options)
-    _finish(graph_model, options)
+    with _silence():
+        graph_model = _trace(model, options)
+        _finish(graph_model, options)
     if options.simplify:
         from edgevit.export.simplify import simplify_checked
 
@@ -76,11 +78,11 @@ def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
 
 
 def _trace(model: SlimViT, options: ExportOptions) -> ir.Model:
-    """Let torch trace and translate the model; nothing of its talk reaches the terminal."""
+    """Let torch trace and translate the model."""
     # torch takes a batch of 1 for a constant, so a dynamic one is traced with 2.
     image = torch.zeros(options.batch or 2, *model.arch.image)
     dynamic = ({0: Dim.DYNAMIC},) if options.batch is None else None
-    with _silence(), torch.no_grad():
+    with torch.no_grad():
         traced = torch.export.export(model, (image,), dynamic_shapes=dynamic)
         program = torch.onnx.export(
             traced,
@@ -105,11 +107,23 @@ def _finish(model: ir.Model, options: ExportOptions) -> None:
     if options.opset < _TORCH_OLDEST:
         to_opset_17(graph)
         RemoveUnusedNodesPass()(model)
-    ClearMetadataAndDocStringPass()(model)
+    _strip(model)
     if dict(graph.opset_imports) != {"": options.opset}:
-        raise ExportError(f"opset: expected {options.opset}, torch {torch.__version__} wrote {dict(graph.opset_imports)}.")
+        raise ExportError(
+            f"opset: expected {options.opset}, torch {torch.__version__} wrote {dict(graph.opset_imports)}."
+        )
     ShapeInferencePass()(model)
     _describe(model, options)
+
+
+def _strip(model: ir.Model) -> None:
+    """Take out what torch noted about itself and about the source: stack traces, paths, its own names."""
+    ClearMetadataAndDocStringPass()(model)
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()  # the pass sees nodes and what they put out
+        value.doc_string = None
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()
 
 
 def _name_batch(graph: ir.Graph) -> None:
@@ -132,7 +146,11 @@ def _describe(model: ir.Model, options: ExportOptions) -> None:
 
 
 def _save(model: ir.Model, out: Path) -> None:
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    weights = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
     data = out.with_name(f"{out.name}.data")
     data.unlink(missing_ok=True)  # of an earlier export under this name
     ir.save(model, out, external_data=data.name if weights > LARGEST_FILE_BYTES else None)
@@ -140,11 +158,15 @@ def _save(model: ir.Model, out: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep torch's progress prints, warnings and log lines from the user; errors are raised as ever."""
+    """Keep prints, warnings and log lines of torch and its kin from the user; errors are raised as ever."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,7 +1,7 @@
 """Write a graph of opset 18 as one of opset 17, which older runtimes on boards read.
 
-torch exports opset 18 and above. Between 17 and 18 few operators changed; those that matter are turned back here, and
-any other is refused by name rather than passed on to fail on the device.
+torch exports opset 18 and above. Between 17 and 18 few operators changed; those that matter are turned back
+here, and any other is refused by name rather than passed on to fail on the device.
 """
 
 from __future__ import annotations
@@ -67,4 +67,6 @@ def _changed_in_18(op_type: str) -> bool:
 
 
 def _refusal(node: ir.Node, reason: str) -> ExportError:
-    return ExportError(f"node {node.name}: {reason}. Export with opset 18 or above (export.opset, or the target's).")
+    return ExportError(
+        f"node {node.name}: {reason}. Export with opset 18 or above (export.opset, or the target's)."
+    )

@@ -1,7 +1,8 @@
-"""Take out of a traced graph what no runtime needs: size arithmetic, copies, transposed weights, additions of nothing.
+"""Take out of a traced graph what no runtime needs: size arithmetic, copies, products by one.
 
-Every rule keeps the outputs bit for bit, and none knows what a Vision Transformer is. Initialisers that come in are the
-model's parameters and stay so: nothing is folded into them, so that the file's weights can be counted and compared.
+Every rule keeps the outputs bit for bit, and none knows what a Vision Transformer is. Initialisers that come
+in are the model's parameters and stay so: nothing is folded into them, so that the file's weights can be
+counted and compared.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def simplify_graph(model: ir.Model) -> None:
     _replace_uniform_values(model.graph)
     _drop_needless_expands(model.graph)
     _merge_transposes(model.graph)
+    _halve_gelu_last(model.graph)
     RemoveUnusedNodesPass()(model)
     _fold(model, parameters)
     _share_constants(model.graph)
@@ -94,7 +96,12 @@ def _take_transposes_into_weights(graph: ir.Graph) -> None:
     """Store weights as the matrix product reads them, [in, out]; transposed when written, one at a time."""
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or weight.const_value is None or not weight.is_initializer() or len(weight.uses()) > 1:
+        if (
+            weight is None
+            or weight.const_value is None
+            or not weight.is_initializer()
+            or len(weight.uses()) > 1
+        ):
             continue
         permutation = _permutation(node)
         node.outputs[0].replace_all_uses_with(weight)
@@ -107,12 +114,13 @@ def _transposed(tensor: ir.TensorProtocol, permutation: tuple[int, ...]) -> ir.L
     def make() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(permutation)), name=tensor.name)
 
-    shape = ir.Shape([tensor.shape[axis] for axis in permutation])
+    sizes = tensor.numpy().shape
+    shape = ir.Shape([sizes[axis] for axis in permutation])
     return ir.LazyTensor(make, tensor.dtype, shape, name=tensor.name)
 
 
 def _settle_sizes(graph: ir.Graph) -> None:
-    """Give Reshape and Expand constant sizes; one symbolic size (the batch) becomes -1, or 1 where it is broadcast."""
+    """Give Reshape and Expand constant sizes; the one symbolic size becomes -1, or 1 to broadcast."""
     for node in list(graph):
         sizes = _settled(node)
         if sizes is None:
@@ -180,13 +188,24 @@ def _without_copy(node: ir.Node) -> ir.Value | None:
         case "Cast":
             return source if source.dtype is not None and source.dtype == node.outputs[0].dtype else None
         case "Reshape" | "Expand":
-            return source if same_shape else None
+            return source if same_shape else _size_as_it_was(node)
         case "Slice":  # a full one; only a negative step could reorder
             steps = constant_of(node.inputs[4]) if len(node.inputs) > 4 else np.ones(1)
-            return source if same_shape and steps is not None and bool((steps > 0).all()) else None
+            forward = steps is not None and bool(np.all(steps > np.zeros_like(steps)))
+            return source if same_shape and forward else None
         case "Transpose":
             return source if _permutation(node) == tuple(range(len(_permutation(node)))) else None
     return None
+
+
+def _size_as_it_was(node: ir.Node) -> ir.Value | None:
+    """Return the one size that a Reshape makes a list of again, after a Squeeze took it out of the list."""
+    squeeze, sizes = _producer(node.inputs[0], "Squeeze"), constant_of(node.inputs[1])
+    shape = _producer(squeeze.inputs[0], "Shape") if squeeze is not None else None
+    if shape is None or sizes is None or sizes.tolist() not in ([-1], [1]) or "end" not in shape.attributes:
+        return None
+    single = shape.attributes.get_int("end", 0) - shape.attributes.get_int("start", 0) == 1
+    return shape.outputs[0] if single else None
 
 
 def _without_product_by_one(node: ir.Node) -> ir.Value | None:
@@ -209,7 +228,9 @@ def _replace_uniform_values(graph: ir.Graph) -> None:
             continue
         number = _uniform(value)
         if number is not None and not value.is_graph_output():
-            array = np.full([int(size) for size in value.shape], number, value.dtype.numpy())
+            array = np.full(
+                [size for size in value.shape if isinstance(size, int)], number, value.dtype.numpy()
+            )
             constant = _constant(array)
             graph.insert_before(node, constant)
             value.replace_all_uses_with(constant.outputs[0])
@@ -251,6 +272,28 @@ def _merge_transposes(graph: ir.Graph) -> None:
             first, second = _permutation(before), _permutation(node)
             node.replace_input_with(0, before.inputs[0])
             node.attributes.add(ir.AttrInt64s("perm", [first[axis] for axis in second]))
+
+
+def _halve_gelu_last(graph: ir.Graph) -> None:
+    """Turn x * (0.5 * (1 + erf)) into (x * (1 + erf)) * 0.5, which ONNX Runtime fuses; halving is exact."""
+    for node in list(graph):
+        for index, other in ((0, 1), (1, 0)) if node.op_type == "Mul" else ():
+            halved, x = _producer(node.inputs[index], "Mul"), node.inputs[other]
+            if halved is None or len(halved.outputs[0].uses()) > 1 or _scalar(halved.inputs[0]) != 0.5:
+                continue
+            total = _producer(halved.inputs[1], "Add")
+            if total is not None and _producer(total.inputs[0], "Erf") is not None:
+                half = halved.inputs[0]
+                halved.replace_input_with(0, x)
+                node.replace_input_with(0, halved.outputs[0])
+                node.replace_input_with(1, half)
+                halved.outputs[0].shape, halved.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+                break
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    array = constant_of(value)
+    return float(array.item()) if array is not None and array.ndim == 0 else None
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -1,0 +1,115 @@
+"""The links of the chain of custody that run here: the torch model, and an ONNX file in ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgevit.errors import ExportError
+from edgevit.export.parity import Images, Link, Runner
+from edgevit.models.layers import SlimViT
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+def torch_link(model: SlimViT) -> Link:
+    """Return the link that runs a torch model, in float32, block outputs included."""
+
+    def run(images: Images) -> Images:
+        with torch.inference_mode():
+            logits: Images = model(torch.from_numpy(images)).numpy()
+        return logits
+
+    return Link("the torch model", run, lambda block: _torch_block(model, block))
+
+
+def _torch_block(model: SlimViT, block: str) -> Runner:
+    def run(images: Images) -> Images:
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, given: object, put_out: Tensor | tuple[Tensor, ...]) -> None:
+            seen.append(put_out[0] if isinstance(put_out, tuple) else put_out)
+
+        hook = model.get_submodule(block).register_forward_hook(keep)
+        try:
+            with torch.inference_mode():
+                model(torch.from_numpy(images))
+        finally:
+            hook.remove()
+        tokens: Images = seen[0].numpy()
+        return tokens
+
+    return run
+
+
+def onnx_link(path: Path, threads: int = 0) -> Link:
+    """Return the link that runs an ONNX file in ONNX Runtime on the CPU, block outputs included.
+
+    Args:
+        path: a file that edgevit exported.
+        threads: of ONNX Runtime; 0 for all cores.
+    """
+    session = _session(onnx.load(path, load_external_data=False), path, threads)
+
+    @cache
+    def with_blocks() -> ort.InferenceSession:
+        proto = onnx.load(path, load_external_data=False)
+        proto.graph.output.extend(value for value in proto.graph.value_info if _is_block(value.name))
+        return _session(proto, path, threads)
+
+    def block_runner(block: str) -> Runner:
+        return lambda images: _run(with_blocks(), block, images)
+
+    return Link(path.name, lambda images: _run(session, session.get_outputs()[0].name, images), block_runner)
+
+
+def cut_after(path: Path, block: str, out: Path) -> None:
+    """Write a diagnostic copy of an exported ONNX file whose one output is what leaves `block` (`blocks.3`).
+
+    Any backend can build and run it, which shows what an artefact computes in the middle.
+
+    Raises:
+        ExportError: the file has no such block.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    found = [value for value in proto.graph.value_info if value.name == block]
+    if not found:
+        blocks = sum(_is_block(value.name) for value in proto.graph.value_info)
+        raise ExportError(f"{path}: expected a block blocks.0..blocks.{blocks - 1}, got {block!r}.")
+    del proto.graph.output[:]
+    proto.graph.output.extend(found)
+    data = path.with_name(f"{path.name}.data")
+    if data.is_file() and out.parent.resolve() != path.parent.resolve():
+        shutil.copyfile(data, out.with_name(data.name))
+    out.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _is_block(name: str) -> bool:
+    head, _, index = name.rpartition(".")
+    return head == "blocks" and index.isdigit()
+
+
+def _session(proto: onnx.ModelProto, path: Path, threads: int) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+    )
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, output: str, images: Images) -> Images:
+    name = session.get_inputs()[0].name
+    (found,) = session.run([output], {name: images})
+    return np.asarray(found, np.float32)

@@ -1,0 +1,169 @@
+"""Compare two links of the chain of custody on the same images, and name the first block where they part.
+
+Two runtimes never round alike, so outputs are compared within a tolerance. In a model that merges tokens a
+rounding can also turn a choice: two pairs of tokens that are nearly equally similar swap places, and one
+image's output jumps by far more than rounding. That is no fault of either link, so such models, and no
+others, may exceed the tolerance on a stated share of the images; and each of these must begin to differ in a
+block that merges, else it is a fault after all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit.errors import ParityError
+from edgevit.models.arch import Arch
+
+Images = NDArray[np.float32]
+Runner = Callable[[Images], NDArray[np.float32]]
+"""Maps images [B, C, H, W] to logits [B, classes], or to what leaves a block, [B, N, D]."""
+
+TORCH_TO_ONNX = 1e-4
+ONNX_TO_ARTEFACT = 1e-3
+MERGED_OUTLIERS = 0.02
+
+
+@dataclass(frozen=True)
+class Link:
+    """One form of the model that can be run: torch, an ONNX file, an artefact."""
+
+    name: str
+    run: Runner
+    at: Callable[[str], Runner] | None = None
+    """Gives the runner of what leaves a block (`blocks.3`), where the link can show it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far two links may be apart."""
+
+    max_abs: float
+    """Largest difference of any logit."""
+    outliers: float = 0.0
+    """Share of images that may exceed it, 0..1; above 0 only for models that merge tokens."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two links were apart; differences are of logits."""
+
+    images: int
+    max_abs: float
+    mean_abs: float
+    top1_agreement: float
+    outliers: int
+    """Images with a logit beyond the tolerance; always 0 for models that merge no tokens, once checked."""
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An image whose logits are beyond the tolerance: a row of the batch that it was run in."""
+
+    batch: Images
+    row: int
+
+
+def limits_for(arch: Arch, max_abs: float) -> Limits:
+    """Return the limits for a model: a share of images may exceed them only where tokens are merged."""
+    return Limits(max_abs, MERGED_OUTLIERS if merging_blocks(arch) else 0.0)
+
+
+def merging_blocks(arch: Arch) -> tuple[str, ...]:
+    """Return the names of the blocks that merge tokens."""
+    return tuple(f"blocks.{index}" for index, block in enumerate(arch.blocks) if block.merged)
+
+
+def parity(reference: Runner, candidate: Runner, batches: Iterable[Images], tolerance: float) -> Parity:
+    """Run both on every batch and compare their logits.
+
+    Raises:
+        ParityError: outputs of other shapes, or no image at all.
+    """
+    return _compare(reference, candidate, batches, tolerance)[0]
+
+
+def check_parity(
+    reference: Link, candidate: Link, batches: Iterable[Images], limits: Limits, arch: Arch
+) -> Parity:
+    """Compare two links and refuse a difference beyond the limits.
+
+    Raises:
+        ParityError: names both links, the first diverging block where both can show their blocks, expected
+        and got.
+    """
+    found, outliers = _compare(reference.run, candidate.run, batches, limits.max_abs)
+    allowed = math.floor(limits.outliers * found.images)
+    if found.outliers > allowed:
+        block = first_diverging(reference, candidate, outliers[0], limits, arch)
+        raise ParityError(_message((reference, candidate), found, limits, block))
+    for outlier in outliers:
+        block = first_diverging(reference, candidate, outlier, limits, arch)
+        if block is not None and block not in merging_blocks(arch):
+            raise ParityError(_message((reference, candidate), found, limits, block))
+    return found
+
+
+def first_diverging(
+    reference: Link, candidate: Link, outlier: Outlier, limits: Limits, arch: Arch
+) -> str | None:
+    """Return the first block whose output differs on an image, `head` when all agree.
+
+    Differences count relative to the block's largest output where that is above 1, as outputs grow with
+    depth.
+
+    Returns:
+        The block's name; None when a link cannot show its blocks.
+    """
+    if reference.at is None or candidate.at is None:
+        return None
+    for index in range(len(arch.blocks)):
+        name = f"blocks.{index}"
+        expected, got = (link(name)(outlier.batch)[outlier.row] for link in (reference.at, candidate.at))
+        largest = max(1.0, float(np.abs(expected).max()))
+        if expected.shape != got.shape or not float(np.abs(expected - got).max()) <= limits.max_abs * largest:
+            return name
+    return "head"
+
+
+def _compare(
+    reference: Runner, candidate: Runner, batches: Iterable[Images], tolerance: float
+) -> tuple[Parity, list[Outlier]]:
+    images, worst, total, logits, agreeing = 0, 0.0, 0.0, 0, 0
+    outliers: list[Outlier] = []
+    for batch in batches:
+        expected, got = reference(batch), candidate(batch)
+        if expected.shape != got.shape:
+            raise ParityError(
+                f"outputs: expected the shape {list(expected.shape)}, got {list(got.shape)}. Export again."
+            )
+        # A NaN compares false with everything: it is beyond any tolerance, whichever side it is on.
+        difference = np.nan_to_num(np.abs(expected.astype(np.float64) - got), nan=np.inf)
+        largest = difference.max(axis=1)
+        images, logits = images + len(batch), logits + difference.size
+        worst, total = max(worst, float(largest.max())), total + float(difference.sum())
+        agreeing += int((expected.argmax(axis=1) == got.argmax(axis=1)).sum())
+        outliers += [Outlier(batch, int(row)) for row in np.flatnonzero(largest > tolerance)]
+    if not images:
+        raise ParityError("parity: expected one image or more to compare on, got none.")
+    return Parity(images, worst, total / logits, agreeing / images, len(outliers)), outliers
+
+
+def _message(links: tuple[Link, Link], found: Parity, limits: Limits, block: str | None) -> str:
+    reference, candidate = links
+    where = f"{block} is the first that differs" if block else "the outputs differ"
+    share = (
+        f" on all but {limits.outliers:.0%} of the images, all of them by a choice of merges"
+        if limits.outliers
+        else ""
+    )
+    return (
+        f"{candidate.name} against {reference.name}: {where}. Expected logits within {limits.max_abs:g}"
+        f"{share}; got up to {found.max_abs:.3g} (mean {found.mean_abs:.3g}), {found.outliers} of "
+        f"{found.images} images beyond, top-1 agreement {found.top1_agreement:.4f}. It would not have the "
+        "model's accuracy: try another opset or export.simplify = false, and report it with the recipe."
+    )

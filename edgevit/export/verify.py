@@ -1,0 +1,121 @@
+"""Prove from an exported file alone that its tensors have the dims that the plan promised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from edgevit.errors import ExportError
+from edgevit.models.arch import Arch, BlockDims
+
+Dims = tuple[int, ...]
+
+
+def promised_dims(arch: Arch) -> dict[str, Dims]:
+    """Return the dims of every initialiser that the exported file of a model has, by name.
+
+    Weights of matrix products stand as [in, out], those of the classifiers as [out, in].
+    """
+    embed, (channels, _, _) = arch.embed, arch.image
+    dims: dict[str, Dims] = {
+        "patch_embed.weight": (embed, channels, *arch.patch),
+        "patch_embed.bias": (embed,),
+        "position": (1, arch.patches, embed),
+    }
+    if arch.prefix:
+        dims["prefix"] = (1, arch.prefix, embed)
+    if arch.pre_norm:
+        dims |= _norm("norm_pre", embed)
+    for index, block in enumerate(arch.blocks):
+        dims |= {f"blocks.{index}.{name}": size for name, size in _block_dims(arch, block)}
+    if arch.norm != "none":
+        dims |= _norm("norm", embed)
+    for head in ("head", "head_dist") if arch.reads == "class+distillation" else ("head",):
+        dims |= {f"{head}.weight": (arch.classes, embed), f"{head}.bias": (arch.classes,)}
+    return dims
+
+
+def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
+    embed, qk, vo = arch.embed, block.heads * block.qk_dim, block.heads * block.vo_dim
+    yield from (_norm("norm1", embed) | _norm("norm2", embed)).items()
+    yield from {
+        "attn.q.weight": (embed, qk),
+        "attn.k.weight": (embed, qk),
+        "attn.v.weight": (embed, vo),
+    }.items()
+    if arch.qkv_bias:
+        yield "attn.q.bias", (qk,)
+    if arch.qkv_bias and arch.qk_norm:
+        yield "attn.k.bias", (qk,)
+    if arch.qk_norm:
+        yield from (_norm("attn.q_norm", block.qk_dim) | _norm("attn.k_norm", block.qk_dim)).items()
+    yield from {"attn.proj.weight": (vo, embed), "attn.proj.bias": (embed,)}.items()
+    yield from {"mlp.fc1.weight": (embed, block.hidden), "mlp.fc1.bias": (block.hidden,)}.items()
+    yield from {"mlp.fc2.weight": (block.hidden, embed), "mlp.fc2.bias": (embed,)}.items()
+
+
+def _norm(name: str, width: int) -> dict[str, Dims]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def check_dims(path: Path, arch: Arch) -> None:
+    """Compare the initialisers of an exported file with the model's dims; nothing but the file is read.
+
+    Raises:
+        ExportError: lists every weight that is missing, not promised, of other dims or read by no node, and
+        every product
+            with a constant mask, each with its block, expected and got.
+    """
+    graph = _load(path).graph
+    problems = [*_wrong_dims(graph, arch), *_unread(graph), *_masks(graph)]
+    if problems:
+        raise ExportError(
+            f"{path}: the file has not the promised tensors:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+            + "\nExport it again; if it stays so, this is a fault of edgevit: report it with the recipe."
+        )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has no stable home
+        raise ExportError(
+            f"{path}: cannot be read as ONNX ({error}). It is truncated or no ONNX file; export it again."
+        ) from error
+
+
+def _wrong_dims(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
+    promised = promised_dims(arch)
+    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for name, dims in promised.items():
+        if name not in found:
+            yield f"{name}: expected {list(dims)}, got no such weight"
+        elif found[name] != dims:
+            yield f"{name}: expected {list(dims)}, got {list(found[name])}"
+    for name in sorted(found.keys() - promised.keys()):
+        yield f"{name}: expected no such weight, got {list(found[name])}"
+
+
+def _unread(graph: onnx.GraphProto) -> Iterator[str]:
+    read = {name for node in graph.node for name in node.input}
+    for tensor in graph.initializer:
+        if tensor.name not in read:
+            yield f"{tensor.name}: expected a node that reads it, got none: dead {list(tensor.dims)}"
+
+
+def _masks(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one."""
+    fixed = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+            fixed[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
+    for node in graph.node:
+        masks = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
+        if node.op_type in ("Mul", "Where") and masks:
+            dims = list(fixed[masks[0]])
+            yield f"{node.name}: expected no product with a constant mask, got {masks[0]} of {dims}"

@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import edgevit
+from edgevit.errors import ExportError, ParityError
+from edgevit.export import onnx as onnx_export
+from edgevit.export import simplify
+from edgevit.export.links import onnx_link, torch_link
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.opset import to_opset_17
+from edgevit.export.parity import TORCH_TO_ONNX, check_parity, limits_for
+from edgevit.export.verify import check_dims
+from edgevit.models.arch import Arch, BlockDims
+from edgevit.models.layers import SlimViT
+from edgevit.models.vit import from_timm
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17)
+ARCH = Arch(
+    image=(3, 32, 32),
+    patch=(8, 8),
+    embed=24,
+    classes=5,
+    prefix=1,
+    reads="class",
+    norm="before-pool",
+    pre_norm=False,
+    norm_eps=1e-6,
+    activation="gelu",
+    qk_norm=False,
+    qkv_bias=True,
+    scale=0.3,
+    blocks=(DENSE, DENSE),
+)
+MERGED = replace(
+    ARCH,
+    blocks=(
+        replace(DENSE, qk_dim=4, vo_dim=5, hidden=7, tokens_out=12),
+        replace(DENSE, tokens_in=12, queries=12, tokens_out=9),
+        replace(DENSE, tokens_in=9, queries=1, tokens_out=1),
+    ),
+)
+ARCHS = {
+    "dense": ARCH,
+    "slim": replace(ARCH, blocks=(DENSE, replace(DENSE, heads=1, qk_dim=3, vo_dim=5, hidden=7))),
+    "merged": MERGED,
+    "distilled": replace(
+        ARCH,
+        prefix=2,
+        reads="class+distillation",
+        activation="quick-gelu",
+        blocks=(replace(DENSE, tokens_in=18, tokens_out=2, queries=2),),
+    ),
+    "mean-merged": replace(
+        MERGED, reads="mean", norm="after-pool", pre_norm=True, qk_norm=True, blocks=MERGED.blocks[:2]
+    ),
+    "registers": replace(
+        ARCH,
+        prefix=3,
+        reads="mean+prefix",
+        qkv_bias=False,
+        activation="gelu-tanh",
+        blocks=(replace(DENSE, tokens_in=19, tokens_out=19, queries=19),),
+    ),
+    "no-prefix": replace(
+        ARCH,
+        prefix=0,
+        reads="mean",
+        activation="silu",
+        blocks=(replace(DENSE, tokens_in=16, tokens_out=16, queries=16),),
+    ),
+}
+
+RARE = {"registers", "no-prefix"}  # their exports are tested with --slow
+
+
+def make(arch: Arch, seed: int = 0) -> SlimViT:
+    """Return a model whose every weight, bias and norm is random and not 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    model = SlimViT(arch).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def noise(arch: Arch, batch: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(1).standard_normal((batch, *arch.image), np.float32)
+
+
+@cache
+def _bytes(arch: Arch, options: str) -> bytes:
+    """Export once for all tests: an export takes a second, and the same one gives the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(make(arch), path, ExportOptions(**json.loads(options)))
+        return path.read_bytes()
+
+
+def exported(tmp_path: Path, arch: Arch, **options: Any) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_bytes(arch, json.dumps(options, sort_keys=True)))
+    return path
+
+
+def assert_equal_to_torch(path: Path, arch: Arch, batch: int) -> None:
+    batches = [noise(arch, batch)]
+    check_parity(torch_link(make(arch)), onnx_link(path, 1), batches, limits_for(arch, TORCH_TO_ONNX), arch)
+
+
+def kinds(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+FORMS = [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in ARCHS]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_export_of_every_form_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
+    path = exported(tmp_path, ARCHS[name])
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    check_dims(path, ARCHS[name])
+    assert_equal_to_torch(path, ARCHS[name], batch=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [
+        ("merged", 17),
+        pytest.param("mean-merged", 17, marks=pytest.mark.slow),
+        ("dense", 20),
+        pytest.param("merged", 23, marks=pytest.mark.slow),
+        pytest.param("registers", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_export_with_other_opsets_gives_the_outputs_of_torch(tmp_path: Path, name: str, opset: int) -> None:
+    path = exported(tmp_path, ARCHS[name], opset=opset)
+    proto = onnx.load(path)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
+    onnx.checker.check_model(proto, full_check=True)
+    assert_equal_to_torch(path, ARCHS[name], batch=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [
+        ("dense", 18),
+        ("merged", 17),
+        pytest.param("merged", 18, marks=pytest.mark.slow),
+        pytest.param("no-prefix", 18, marks=pytest.mark.slow),
+    ],
+)
+def test_export_with_dynamic_batch_runs_at_two_batch_sizes(tmp_path: Path, name: str, opset: int) -> None:
+    path = exported(tmp_path, ARCHS[name], batch=None, opset=opset)
+    graph = onnx.load(path).graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert_equal_to_torch(path, ARCHS[name], batch=1)
+    assert_equal_to_torch(path, ARCHS[name], batch=3)
+
+
+def test_export_with_static_batch_has_one_input_one_output_and_fixed_shapes(tmp_path: Path) -> None:
+    graph = onnx.load(exported(tmp_path, MERGED, batch=2)).graph
+    (image,), (logits,) = graph.input, graph.output
+    assert (image.name, logits.name) == ("image", "logits")
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (image, logits)}
+    assert shapes == {"image": [2, 3, 32, 32], "logits": [2, 5]}
+    known = {value.name for value in graph.value_info if value.type.tensor_type.HasField("shape")}
+    made = {name for node in graph.node for name in node.output} - {"logits"}
+    assert made <= known
+
+
+def test_export_of_dense_model_has_the_operators_of_a_vit_and_no_others(tmp_path: Path) -> None:
+    found = kinds(exported(tmp_path, ARCH))
+    del found["Constant"]
+    assert found == {
+        "Conv": 1,
+        "Concat": 1,
+        "Gather": 1,
+        "Gemm": 1,
+        "LayerNormalization": 2 * 2 + 1,
+        "MatMul": 2 * 8,
+        "Softmax": 2,
+        "Add": 1 + 2 * (4 + 2 + 1),  # position; biases but those of k and v, residuals, gelu
+        "Mul": 2 * (1 + 2),  # scale, gelu
+        "Div": 2,
+        "Erf": 2,
+        "Reshape": 1 + 2 * 4,
+        "Transpose": 1 + 2 * 4,
+    }
+
+
+@pytest.mark.parametrize("opset", [20, pytest.param(23, marks=pytest.mark.slow)])
+def test_export_from_opset_20_has_gelu_as_one_operator(tmp_path: Path, opset: int) -> None:
+    found = kinds(exported(tmp_path, ARCH, opset=opset))
+    assert (found["Gelu"], found["Erf"], found["LayerNormalization"]) == (2, 0, 5)
+
+
+def test_export_of_merged_model_computes_no_sizes(tmp_path: Path) -> None:
+    found = kinds(exported(tmp_path, MERGED))
+    assert not {"Shape", "Range", "ConstantOfShape", "Identity", "Where", "OneHot"} & found.keys()
+    assert found["Cast"] == found["Equal"] == found["TopK"] == 2
+
+
+def test_export_with_dynamic_batch_reads_the_batch_once(tmp_path: Path) -> None:
+    found = kinds(exported(tmp_path, ARCH, batch=None))
+    assert found["Shape"] <= 1
+    assert found["Expand"] == 1
+
+
+def test_export_names_nodes_values_and_weights_by_module(tmp_path: Path) -> None:
+    graph = onnx.load(exported(tmp_path, ARCH)).graph
+    operators = {node.name: node.op_type for node in graph.node}
+    expected = {
+        "patch_embed": "Conv",
+        "position.add": "Add",
+        "prefix.concat": "Concat",
+        "blocks.1.norm1": "LayerNormalization",
+        "blocks.1.attn.q": "MatMul",
+        "blocks.1.attn.k": "MatMul",
+        "blocks.1.attn.v": "MatMul",
+        "blocks.1.attn.scale": "Mul",
+        "blocks.1.attn.logits": "MatMul",
+        "blocks.1.attn.softmax": "Softmax",
+        "blocks.1.attn.mix": "MatMul",
+        "blocks.1.attn.proj": "MatMul",
+        "blocks.1.mlp.fc1": "MatMul",
+        "blocks.1.mlp.gelu": "Mul",
+        "blocks.1.mlp.gelu.erf": "Erf",
+        "blocks.1.mlp.fc2": "MatMul",
+        "blocks.1": "Add",
+        "norm": "LayerNormalization",
+        "head": "Gemm",
+    }
+    assert expected.items() <= operators.items()
+    reads = {node.name: list(node.input) for node in graph.node}
+    assert reads["blocks.1.attn.q"] == ["blocks.1.norm1", "blocks.1.attn.q.weight"]
+    assert reads["blocks.1.norm1"][0] == "blocks.0"
+    assert len(operators) == len(graph.node)
+
+
+def test_export_of_merged_model_keeps_names_of_attention_and_blocks(tmp_path: Path) -> None:
+    names = {node.name for node in onnx.load(exported(tmp_path, MERGED)).graph.node}
+    for index in range(3):
+        assert {f"blocks.{index}", f"blocks.{index}.attn.logits", f"blocks.{index}.attn.softmax"} <= names
+
+
+def test_export_leaves_nothing_of_the_exporter_in_the_file(tmp_path: Path) -> None:
+    path = exported(tmp_path, MERGED, metadata={"plan": "abc", "labels": "a,b"})
+    proto = onnx.load(path)
+    assert (proto.producer_name, proto.producer_version) == ("edgevit", edgevit.__version__)
+    assert [(entry.key, entry.value) for entry in proto.metadata_props] == [
+        ("labels", "a,b"),
+        ("plan", "abc"),
+    ]
+    assert not proto.doc_string
+    assert not proto.graph.doc_string
+    assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+    raw = path.read_bytes()
+    for trace in (b".py", b"torch", str(CHECKOUT).encode(), str(tmp_path).encode()):
+        assert trace not in raw
+
+
+def test_export_says_nothing_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_onnx(make(ARCH), tmp_path / "model.onnx", ExportOptions())  # warnings are errors in these tests
+    assert capfd.readouterr() == ("", "")
+
+
+def test_export_from_another_process_and_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    here = exported(tmp_path, MERGED)
+    there = tmp_path / "elsewhere" / "other.onnx"
+    there.parent.mkdir()
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; from test_export_onnx import *;"
+        "export_onnx(make(MERGED), Path(sys.argv[3]), ExportOptions())"
+    )
+    command = [sys.executable, "-c", code, str(CHECKOUT), str(CHECKOUT / "tests"), str(there)]
+    done = subprocess.run(command, cwd=there.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (here, there)]
+    assert digests[0] == digests[1]
+
+
+def test_export_above_the_limit_puts_weights_in_one_file_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 1000)
+    path = tmp_path / "model.onnx"
+    export_onnx(make(ARCH), path, ExportOptions())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    check_dims(path, ARCH)
+    assert_equal_to_torch(path, ARCH, batch=1)
+
+
+def test_export_below_the_limit_leaves_no_data_file_of_an_earlier_export(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx.data").write_bytes(b"of an earlier export")
+    export_onnx(SlimViT(ARCH).eval(), tmp_path / "model.onnx", ExportOptions())  # norms are all 1 and 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    check_dims(tmp_path / "model.onnx", ARCH)  # equal weights of different blocks stay apart
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opset": 16}, r"opset: expected 17\.\.23, got 16"),
+        ({"opset": 24}, r"opset: expected 17\.\.23, got 24"),
+        ({"batch": 0}, "batch: expected 1 or more, or None for any, got 0"),
+    ],
+)
+def test_export_with_impossible_options_is_refused(
+    tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        exported(tmp_path, ARCH, **options)
+
+
+def test_opset_17_refuses_an_operator_that_it_cannot_say() -> None:
+    value = ir.val("x", ir.DataType.FLOAT, ir.Shape([2]))
+    pad = ir.node("Pad", [value], name="blocks.0.pad")
+    graph = ir.Graph([value], pad.outputs, nodes=[pad], opset_imports={"": 18})
+    with pytest.raises(ExportError, match=r"node blocks\.0\.pad: Pad took another form in opset 18"):
+        to_opset_17(graph)
+
+
+@pytest.mark.parametrize("name", ["merged", pytest.param("dense", marks=pytest.mark.slow)])
+def test_export_with_simplify_keeps_dims_and_outputs(tmp_path: Path, name: str) -> None:
+    path = exported(tmp_path, ARCHS[name], simplify=True, metadata={"plan": "abc"})
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert proto.producer_name == "edgevit"
+    assert [entry.key for entry in proto.metadata_props] == ["plan"]
+    check_dims(path, ARCHS[name])
+    assert_equal_to_torch(path, ARCHS[name], batch=1)
+
+
+def test_export_with_simplify_that_changes_outputs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = simplify._run_onnxsim
+
+    def dishonest(graph: ir.Model) -> onnx.ModelProto:
+        proto = honest(graph)
+        bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "blocks.1.mlp.fc2.bias")
+        changed = onnx.numpy_helper.to_array(bias).copy()
+        changed[0] += 1  # not all of them: a norm takes out what is added to all channels
+        bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+        return proto
+
+    monkeypatch.setattr(simplify, "_run_onnxsim", dishonest)
+    with pytest.raises(ParityError, match=r"onnxsim's graph against the torch model: blocks\.1 is the first"):
+        exported(tmp_path, ARCH, simplify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_of_timm_model_gives_its_outputs(tmp_path: Path, toy_vit: torch.nn.Module) -> None:
+    path = tmp_path / "toy.onnx"
+    model = from_timm(toy_vit, "toy")
+    export_onnx(model, path, ExportOptions())
+    images = noise(model.arch)
+    with torch.inference_mode():
+        expected = toy_vit(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(onnx_link(path, 1).run(images), expected, atol=1e-4)
