@@ -23,22 +23,21 @@ def fit_attention(site: Site) -> list[TokenMatch]:
         The token matches of each batch of images; empty when the block merges nothing.
     """
     if not site.streams.drifted and _uncut(site):
-        _copy_attention(site)
-    else:
-        heads, out = _choose_heads(site)
-        wide = _wide_attention(site, heads)
-        _fit_values(site, wide, out)
-        site.streams.drifted = True
-    return _step(site)
+        site.cut.attn.load_state_dict(site.full.attn.state_dict())
+        return _step_equal(site)
+    heads, out = _choose_heads(site)
+    wide = _wide_attention(site, heads)
+    mixed, matches, moments = _run_wide(site, wide)
+    maps = _fit_values(site, wide, moments, out).float()
+    for part, u in zip(site.streams.slices(), mixed, strict=True):
+        site.streams.add(part, site.cut.attn.proj(u @ maps.T))
+    site.streams.drifted = True
+    return matches
 
 
 def _uncut(site: Site) -> bool:
     full, cut = site.full.attn, site.cut.attn
     return (full.heads, full.qk_dim, full.vo_dim) == (cut.heads, cut.qk_dim, cut.vo_dim)
-
-
-def _copy_attention(site: Site) -> None:
-    site.cut.attn.load_state_dict(site.full.attn.state_dict())
 
 
 def _normed(site: Site, part: slice) -> Tensor:
@@ -47,8 +46,7 @@ def _normed(site: Site, part: slice) -> Tensor:
 
 
 def _mix(site: Site, attention: SlimAttention, y: Tensor, part: slice) -> Tensor:
-    sizes = None if site.streams.sizes is None else site.streams.sizes[part]
-    return attention.mix(y, attention.keys(y), site.cut.dims.queries, sizes)
+    return attention.mix(y, attention.keys(y), site.cut.dims.queries, site.streams.sizes_of(part))
 
 
 def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
@@ -107,17 +105,43 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
     return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
 
 
-def _fit_values(site: Site, wide: SlimAttention, out: Tensor) -> None:
-    """Give the values their best basis and refit the projection behind them."""
-    full, cut = site.full.attn, site.cut.attn
-    moments = Moments()
+def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[TokenMatch], Moments]:
+    """Run the wide attention over all images and move the dense stream.
+
+    Returns:
+        What the wide attention gives before its projection, one [b, Q, H'*V] a batch; the token matches; and the moments of
+        both with what the projection should make of it.
+    """
+    full, moments = site.full.attn, Moments()
+    mixed: list[Tensor] = []
+    matches: list[TokenMatch] = []
     for part in site.streams.slices():
         y = _normed(site, part)
-        mixed = _mix(site, wide, y, part)
-        own = full.proj(_mix(site, full, y, part))
-        target = site.target(_dense_after(site, part), own, part)
-        weights = site.token_weights(site.weights and site.weights.attention, part, own.shape[1])
-        moments.add(mixed.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
+        keys = wide.keys(y)
+        if site.cut.dims.merged:
+            matches.append(site.cut.match(keys))
+        u = wide.mix(y, keys, site.cut.dims.queries, site.streams.sizes_of(part))
+        whole = u if _same_attention(site) else _mix(site, full, y, part)
+        site.streams.dense[part] = _dense_after(site, part)
+        target = site.target(full.proj(whole), part)
+        weights = site.token_weights(site.weights and site.weights.attention, part, target.shape[1])
+        moments.add(u.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
+        mixed.append(u)
+    return mixed, matches, moments
+
+
+def _same_attention(site: Site) -> bool:
+    """Whether heads and QK dims are all there, so that the wide attention is the full one."""
+    return site.cut.attn.heads == site.full.attn.heads and site.cut.attn.qk_dim == site.full.attn.qk_dim
+
+
+def _fit_values(site: Site, wide: SlimAttention, moments: Moments, out: Tensor) -> Tensor:
+    """Give the values their best basis and refit the projection behind them.
+
+    Returns:
+        The map from the wide to the slim attention output, float64 [H'*V', H'*V].
+    """
+    cut = site.cut.attn
     maps, start = _reduce_values(moments.covariance, out, cut.vo_dim, wide)
     weight = start
     if site.options.aim is not None:
@@ -125,6 +149,7 @@ def _fit_values(site: Site, wide: SlimAttention, out: Tensor) -> None:
         weight = closed_form.refit(covariance, moments.cross_covariance @ maps.T, start, site.options.pull)
     write_linear(cut.proj, weight, moments.target_mean - weight @ (maps @ moments.mean))
     write_linear(cut.v, maps @ wide.v.weight.double(), None)
+    return maps
 
 
 def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttention) -> tuple[Tensor, Tensor]:
@@ -149,15 +174,12 @@ def _dense_after(site: Site, part: slice) -> Tensor:
     return after
 
 
-def _step(site: Site) -> list[TokenMatch]:
-    """Move both streams behind the attention."""
-    queries, matches = site.cut.dims.queries, []
-    slim = []
+def _step_equal(site: Site) -> list[TokenMatch]:
+    """Move both streams, which are still equal, behind an attention that was not cut."""
+    matches = []
     for part in site.streams.slices():
-        y = site.cut.norm1(site.streams.slim[part])
         if site.cut.dims.merged:
-            matches.append(site.cut.match(site.cut.attn.keys(y)))
-        slim.append(site.streams.slim[part, :queries] + site.cut.attn.proj(_mix(site, site.cut.attn, y, part)))
+            matches.append(site.cut.match(site.full.attn.keys(_normed(site, part))))
         site.streams.dense[part] = _dense_after(site, part)
-    site.streams.slim = torch.cat(slim)
+    site.streams.restart(site.cut.dims.queries)
     return matches

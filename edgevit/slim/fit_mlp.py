@@ -12,15 +12,22 @@ from edgevit.slim.site import Site, write_linear
 
 def fit_mlp(site: Site) -> None:
     """Fit the cut MLP and move both streams behind it."""
-    full, cut = site.full.mlp, site.cut.mlp
-    if not site.streams.drifted and full.fc1.out_features == cut.fc1.out_features:
+    full, cut, streams = site.full.mlp, site.cut.mlp, site.streams
+    if not streams.drifted and full.fc1.out_features == cut.fc1.out_features:
         cut.load_state_dict(full.state_dict())
-    else:
-        _fit(site)
-        site.streams.drifted = True
-    for part in site.streams.slices():
-        site.streams.slim[part] += cut(site.cut.norm2(site.streams.slim[part]))
-        site.streams.dense[part] = _dense_after(site, part)
+        for part in streams.slices():
+            _move_dense(site, part)
+        streams.restart(streams.live)
+        return
+    _fit(site)
+    streams.drifted = True
+    for part in streams.slices():
+        streams.add(part, cut(_normed(site, part)))
+
+
+def _normed(site: Site, part: slice) -> Tensor:
+    y: Tensor = site.full.norm2(site.streams.slim[part, : site.streams.live])
+    return y
 
 
 def _fit(site: Site) -> None:
@@ -44,10 +51,10 @@ def _neuron_moments(site: Site) -> Moments:
     """Return moments of the full neurons on the slim stream, with the branch's target."""
     moments = Moments()
     for part in site.streams.slices():
-        neurons = site.full.mlp.neurons(site.full.norm2(site.streams.slim[part]))  # [b, N', F]
-        own = site.full.mlp.fc2(neurons)
-        target = site.target(_dense_after(site, part), own, part)
-        weights = site.token_weights(site.weights and site.weights.mlp, part, own.shape[1])
+        neurons = site.full.mlp.neurons(_normed(site, part))  # [b, Q, F]
+        _move_dense(site, part)
+        target = site.target(site.full.mlp.fc2(neurons), part)
+        weights = site.token_weights(site.weights and site.weights.mlp, part, target.shape[1])
         moments.add(neurons.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
     return moments
 
@@ -63,8 +70,7 @@ def _choose_neurons(site: Site, moments: Moments, weight: Tensor) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
-def _dense_after(site: Site, part: slice) -> Tensor:
-    """Return the dense stream behind the full MLP, [b, N, D]."""
+def _move_dense(site: Site, part: slice) -> None:
+    """Move the dense stream of a batch behind the full MLP."""
     stream = site.streams.dense[part]
-    after: Tensor = stream + site.full.mlp(site.full.norm2(stream))
-    return after
+    stream += site.full.mlp(site.full.norm2(stream))

@@ -22,14 +22,15 @@ class Moments:
 
     def add(self, x: Tensor, weights: Tensor, targets: Tensor | None = None) -> None:
         """Add rows x [..., n, p] with weights [..., n] and, for unbatched rows, targets [n, c]."""
-        x, w = x.double(), weights.double().unsqueeze(-1)
-        self._weight = self._weight + w.sum(dim=(-2, -1))
-        self._x = self._x + (x * w).sum(dim=-2)
-        self._xx = self._xx + _weighted_square(x, w)
+        root = weights.double().sqrt().unsqueeze(-1)  # [..., n, 1]
+        scaled = x.double() * root
+        self._weight = self._weight + root.square().sum(dim=(-2, -1))
+        self._x = self._x + (scaled.mT @ root).squeeze(-1)
+        self._xx = self._xx + _square(scaled)
         if targets is not None:
-            t = targets.double() * w
-            self._t = self._t + t.sum(dim=0)
-            self._xt = self._xt + x.transpose(-2, -1) @ t
+            scaled_targets = targets.double() * root
+            self._t = self._t + (scaled_targets.mT @ root).squeeze(-1)
+            self._xt = self._xt + scaled.mT @ scaled_targets
 
     @property
     def mean(self) -> Tensor:
@@ -58,11 +59,10 @@ class Moments:
         return self._xt.T / self._weight - torch.outer(self.target_mean, self.mean)
 
 
-def _weighted_square(x: Tensor, w: Tensor) -> Tensor:
-    """Return sum over rows of w x xᵀ."""
-    scaled = x * w.sqrt()
-    if scaled.dim() == 2:
+def _square(x: Tensor) -> Tensor:
+    """Return xᵀx of rows x [..., n, p]."""
+    if x.dim() == 2:
         # numpy hands aᵀa to BLAS as a symmetric product, at half the work of a general one.
-        rows: np.ndarray = scaled.numpy()
+        rows: np.ndarray = x.numpy()
         return torch.from_numpy(rows.T @ rows)
-    return scaled.transpose(-2, -1) @ scaled
+    return x.mT @ x

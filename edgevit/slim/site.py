@@ -36,18 +36,17 @@ class Site:
     weights: BlockWeights | None
     options: ClosedForm
 
-    def target(self, dense_after: Tensor, own: Tensor, part: slice) -> Tensor:
-        """Return what a branch should add to the slim stream, [b, Q, D].
+    def target(self, own: Tensor, part: slice) -> Tensor:
+        """Return what a branch should add to the slim stream, [b, Q, D]; the dense stream already stands behind it.
 
         Args:
-            dense_after: the dense stream behind this branch, [b, N, D].
             own: what the full branch would add, given the slim stream, [b, Q, D].
             part: which images these are.
         """
         if self.options.aim is None:
             return own
         tokens = own.shape[1]
-        drift = self.streams.pool_dense(dense_after, part)[:, :tokens] - self.streams.slim[part, :tokens]
+        drift = self.streams.pooled_dense(part)[:, :tokens] - self.streams.slim[part, :tokens]
         return self.options.aim * drift + (1 - self.options.aim) * own
 
     def token_weights(self, values: Tensor | None, part: slice, tokens: int) -> Tensor:

@@ -28,6 +28,7 @@ class Streams:
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
     home: Tensor  # the slim token that holds each original token, int64 [n, N]
     weights: list[BlockWeights] | None  # per block, of the original tokens
+    live: int  # leading slim tokens that are still computed
     drifted: bool = False  # whether the slim stream differs from the dense one
 
     def slices(self) -> Iterator[slice]:
@@ -35,9 +36,23 @@ class Streams:
         for start in range(0, len(self.dense), BATCH):
             yield slice(start, start + BATCH)
 
-    def pool_dense(self, values: Tensor, part: slice) -> Tensor:
-        """Return means over the original tokens that each slim token stands for: [b, N, D] -> [b, N', D]."""
-        return self._gather(values, part) if self.sizes is None else self._gather(values, part) / self.sizes[part]
+    def sizes_of(self, part: slice) -> Tensor | None:
+        """Return the sizes of a batch's tokens, [b, N', 1], or None where all are 1."""
+        return None if self.sizes is None else self.sizes[part]
+
+    def add(self, part: slice, branch: Tensor) -> None:
+        """Add a branch to the leading tokens of a batch; the tokens behind them are dead from here on."""
+        self.slim[part, : branch.shape[1]] += branch
+        self.live = branch.shape[1]
+
+    def restart(self, live: int) -> None:
+        """Let the slim stream stand where the dense one stands: nothing was cut so far."""
+        self.slim, self.live = self.dense.clone(), live
+
+    def pooled_dense(self, part: slice) -> Tensor:
+        """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D]."""
+        dense = self._gather(self.dense[part], part)
+        return dense if self.sizes is None else dense / self.sizes[part]
 
     def pool_weights(self, values: Tensor, part: slice) -> Tensor:
         """Return sums over the original tokens that each slim token stands for: [b, N] -> [b, N']."""
@@ -57,12 +72,11 @@ class Streams:
         """Merge tokens of the slim stream as `matches` (one per batch) say."""
         merged = []
         for part, match in zip(self.slices(), matches, strict=True):
-            sizes = None if self.sizes is None else self.sizes[part]
-            tokens, new_sizes = pool_tokens(self.slim[part], sizes, match)
+            tokens, new_sizes = pool_tokens(self.slim[part], self.sizes_of(part), match)
             merged.append((tokens, new_sizes, _new_home(self.home[part], match, self.slim.shape[1])))
         tokens, sizes, homes = zip(*merged, strict=True)
         self.slim, self.sizes, self.home = torch.cat(tokens), torch.cat(sizes), torch.cat(homes)
-        self.drifted = True
+        self.live, self.drifted = self.slim.shape[1], True
 
 
 def open_streams(
@@ -81,7 +95,7 @@ def open_streams(
     weights = _collect_weights(model, batches(), len(stream), progress) if weighted else None
     n, tokens, _ = stream.shape
     home = torch.arange(tokens).repeat(n, 1)
-    return Streams(stream, stream.clone(), None, home, weights)
+    return Streams(stream, stream.clone(), None, home, weights, live=tokens)
 
 
 def _collect_weights(
