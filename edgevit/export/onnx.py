@@ -54,8 +54,8 @@ def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
     """Write `model` to `out`: input `image` [B, C, H, W] float32, output `logits` [B, classes].
 
     Weights above 1.5 GB go to one file beside it, `<name>.onnx.data`. The same model, options and versions
-    give the same bytes in every process and folder. Peak memory is the model's plus twice its weights (once,
-    with the file beside it).
+    give the same bytes in every process and folder. Peak memory is the model's plus three times its
+    weights (a tenth, with the file beside it) and 0.3 GB.
 
     Raises:
         ValueError: options that no ONNX file can have.

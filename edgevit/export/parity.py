@@ -3,8 +3,8 @@
 Two runtimes never round alike, so outputs are compared within a tolerance. In a model that merges tokens a
 rounding can also turn a choice: two pairs of tokens that are nearly equally similar swap places, and one
 image's output jumps by far more than rounding. That is no fault of either link, so such models, and no
-others, may exceed the tolerance on a stated share of the images; and each of these must begin to differ in a
-block that merges, else it is a fault after all.
+others, may exceed the tolerance on a stated share of the images; and where both links can show their blocks,
+each of these images must begin to differ in a block that merges, else it is a fault after all.
 """
 
 from __future__ import annotations
