@@ -61,7 +61,9 @@ def model_cost(arch: Arch) -> ModelCost:
 def block_cost(arch: Arch, block: BlockDims) -> Cost:
     """Count one block: attention over `tokens_in` for `queries` of them, merging, MLP over `tokens_out`."""
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
-    projections = (block.queries + block.tokens_in) * arch.embed * qk + (block.tokens_in + block.queries) * arch.embed * vo
+    projections = (block.queries + block.tokens_in) * arch.embed * qk + (
+        block.tokens_in + block.queries
+    ) * arch.embed * vo
     products = block.queries * block.tokens_in * (qk + vo)
     mlp = 2 * block.tokens_out * arch.embed * block.hidden
     return Cost(projections + products + _merge_macs(arch, block) + mlp, _block_params(arch, block))

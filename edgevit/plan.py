@@ -96,7 +96,9 @@ def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = Fa
     problems: list[str] = []
     columns = {kind: _column(anatomy, kind, getattr(counts, kind), problems) for kind in KINDS}
     if dead_tokens and anatomy.read_tokens is None:
-        problems.append("slim.dead_tokens: this model's head reads every token, so none is dead. Set it to false.")
+        problems.append(
+            "slim.dead_tokens: this model's head reads every token, so none is dead. Set it to false."
+        )
     if not problems:
         problems += _token_problems(anatomy, columns["tokens"], dead_tokens=dead_tokens)
     if problems:
@@ -105,14 +107,18 @@ def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = Fa
     return Plan(tuple(BlockPlan(*row) for row in rows), dead_tokens)
 
 
-def _column(anatomy: Anatomy, kind: Kind, given: int | Sequence[int] | None, problems: list[str]) -> list[int]:
+def _column(
+    anatomy: Anatomy, kind: Kind, given: int | Sequence[int] | None, problems: list[str]
+) -> list[int]:
     """Return one count per block; what is wrong goes to `problems`."""
     dense = [int(getattr(block, kind)) for block in anatomy.blocks]
     if given is None:
         return dense
     values = [given] * len(dense) if isinstance(given, int) else list(given)
     if len(values) != len(dense):
-        problems.append(f"plan.{kind}: expected one number or {len(dense)} (one per block), got {len(values)} numbers.")
+        problems.append(
+            f"plan.{kind}: expected one number or {len(dense)} (one per block), got {len(values)} numbers."
+        )
         return dense
     if kind == "tokens" and isinstance(given, int):
         values = [min(given, count) for count in dense]

@@ -16,7 +16,11 @@ def read_anatomy(arch: Arch) -> Anatomy:
             "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm would see other "
             "statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
         )
-    blocks = tuple(BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens_out) for b in arch.blocks)
+    # Tokens that an earlier slimming dropped as dead can come back: they were not merged into others.
+    tokens = [b.tokens_out if b.queries == b.tokens_in else b.tokens_in for b in arch.blocks]
+    blocks = tuple(
+        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count) for b, count in zip(arch.blocks, tokens, strict=True)
+    )
     return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
 
 

@@ -123,7 +123,10 @@ def pool_tokens(x: Tensor, sizes: Tensor | None, match: TokenMatch) -> tuple[Ten
         Tokens [B, N - merged, D] (prefix, unmerged of set a, set c) and their sizes [B, N - merged, 1].
     """
     ones = torch.ones_like(x[:, :, :1]) if sizes is None else sizes
-    a, a_size = _by_order(x[:, match.prefix :: 2], match.order), _by_order(ones[:, match.prefix :: 2], match.order)
+    a, a_size = (
+        _by_order(x[:, match.prefix :: 2], match.order),
+        _by_order(ones[:, match.prefix :: 2], match.order),
+    )
     c, c_size = x[:, match.prefix + 1 :: 2], ones[:, match.prefix + 1 :: 2]
     moved, moved_size = a[:, : match.merged], a_size[:, : match.merged]
     size = c_size + match.onehot @ moved_size  # [B, C, 1]

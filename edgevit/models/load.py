@@ -110,8 +110,12 @@ def _create(source: ModelSource) -> nn.Module:
 
     if not timm.is_model(source.name):
         close = nearest(source.name.split("/")[-1], timm.list_models())
-        hint = f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
-        raise RecipeError(f"model.name: timm knows no model {source.name!r}, and no such directory was saved by edgevit.{hint}")
+        hint = (
+            f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
+        )
+        raise RecipeError(
+            f"model.name: timm knows no model {source.name!r}, and no such directory was saved by edgevit.{hint}"
+        )
     options = dict(source.options)
     torch.manual_seed(0)  # random weights, where the recipe asks for them, are the same in every build
     try:
@@ -123,7 +127,7 @@ def _create(source: ModelSource) -> nn.Module:
             raise
         raise WeightsError(
             f"model.pretrained: timm could not fetch the weights of {source.name} ({error}). "
-            "Without a network, download them elsewhere and give model.weights = \"FILE.safetensors\"."
+            'Without a network, download them elsewhere and give model.weights = "FILE.safetensors".'
         ) from error
     return model
 

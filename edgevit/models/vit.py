@@ -47,8 +47,14 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
     """List, in words, what this model has that `SlimViT` has no place for."""
     pooling = model.global_pool
     checks = [
-        (type(model.patch_embed) is not layers.PatchEmbed, f"patch embedding {type(model.patch_embed).__name__}"),
-        (not isinstance(getattr(model.patch_embed, "norm", None), nn.Identity), "a norm in the patch embedding"),
+        (
+            type(model.patch_embed) is not layers.PatchEmbed,
+            f"patch embedding {type(model.patch_embed).__name__}",
+        ),
+        (
+            not isinstance(getattr(model.patch_embed, "norm", None), nn.Identity),
+            "a norm in the patch embedding",
+        ),
         (not isinstance(model.patch_drop, nn.Identity), "patch dropout"),
         (model.attn_pool is not None, "an attention-pooling head (global_pool = 'map')"),
         (pooling not in ("token", "avg") and model.attn_pool is None, f"global_pool = {pooling!r}"),
@@ -68,7 +74,9 @@ def _unknown_block_forms(block: nn.Module) -> list[str]:
     if type(block) is not Block:
         return [f"block {type(block).__name__} where timm's Block is expected"]
     if type(block.attn) is not Attention or type(block.mlp) is not layers.Mlp:
-        return [f"{type(block.attn).__name__} and {type(block.mlp).__name__} where Attention and Mlp are expected"]
+        return [
+            f"{type(block.attn).__name__} and {type(block.mlp).__name__} where Attention and Mlp are expected"
+        ]
     checks = [
         (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_norm)"),
         (getattr(block.attn, "gate", None) is not None, "gated attention"),
@@ -169,7 +177,11 @@ def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
 def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, Tensor]:
     """Return prefix tokens with their positions added, [1, P, D], and patch positions, [1, N - P, D]."""
     tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    prefix = torch.cat([t for t in tokens if t is not None], dim=1) if arch.prefix else torch.zeros(1, 0, arch.embed)
+    prefix = (
+        torch.cat([t for t in tokens if t is not None], dim=1)
+        if arch.prefix
+        else torch.zeros(1, 0, arch.embed)
+    )
     if model.pos_embed is None:
         return prefix, torch.zeros(1, arch.patches, arch.embed)
     if model.no_embed_class:
@@ -184,7 +196,9 @@ def _copy_block(source: nn.Module, target: SlimBlock) -> None:
     for part, weight in zip((slim.q, slim.k, slim.v), attention.qkv.weight.chunk(3), strict=True):
         part.weight.copy_(weight)
     scale1, scale2 = _layer_scale(source.ls1, target), _layer_scale(source.ls2, target)
-    out_bias = torch.zeros_like(slim.proj.bias) if attention.proj.bias is None else attention.proj.bias.clone()
+    out_bias = (
+        torch.zeros_like(slim.proj.bias) if attention.proj.bias is None else attention.proj.bias.clone()
+    )
     if attention.qkv.bias is not None:
         q_bias, k_bias, v_bias = attention.qkv.bias.chunk(3)
         slim.q.bias.copy_(q_bias)

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from edgevit.errors import WeightsError
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys that training scripts wrap weights in
+_WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+)  # keys that training scripts wrap weights in
 _SHOWN = 6
 
 
@@ -25,7 +30,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, or a pickle that holds more than tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"weights {path}: no such file. Paths in a recipe are relative to the recipe file.")
+        raise WeightsError(
+            f"weights {path}: no such file. Paths in a recipe are relative to the recipe file."
+        )
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
@@ -74,7 +81,9 @@ def _unwrap(loaded: object) -> dict[str, Tensor] | None:
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
 
-def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, model: str) -> None:
+def check_weights(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, model: str
+) -> None:
     """Compare names and shapes of a state dict with those that a model wants.
 
     Raises:
@@ -92,8 +101,14 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     parts = [f"weights {where} are not of model {model}:"]
     for title, names in (("other shape", shapes), ("missing", missing), ("unknown", unknown)):
         if names:
-            parts.append(f"  {title} ({len(names)}): " + "; ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else ""))
-    parts.append("Name the model that these weights were trained with, or set model.options (img_size, num_classes, ...).")
+            parts.append(
+                f"  {title} ({len(names)}): "
+                + "; ".join(names[:_SHOWN])
+                + (" ..." if len(names) > _SHOWN else "")
+            )
+    parts.append(
+        "Name the model that these weights were trained with, or set model.options (img_size, num_classes, ...)."
+    )
     raise WeightsError("\n".join(parts))
 
 

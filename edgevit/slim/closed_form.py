@@ -80,7 +80,11 @@ def eliminate_heads(out_weight: Tensor, covariance: Tensor, heads: int, keep: in
         losses = []
         for position in range(len(left)):
             part = slice(position * width, (position + 1) * width)
-            losses.append(float(torch.trace(weight[:, part] @ torch.linalg.solve(inverse[part, part], weight[:, part].T))))
+            losses.append(
+                float(
+                    torch.trace(weight[:, part] @ torch.linalg.solve(inverse[part, part], weight[:, part].T))
+                )
+            )
         position = min(range(len(left)), key=losses.__getitem__)
         part = slice(position * width, (position + 1) * width)
         rest = torch.ones(inverse.shape[0], dtype=torch.bool)
@@ -119,7 +123,9 @@ def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tens
 _BLOCK = 64  # rank-one updates collected before they are applied
 
 
-def _eliminate_block(alive: Tensor, weight: Tensor, inverse: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _eliminate_block(
+    alive: Tensor, weight: Tensor, inverse: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Remove `count` neurons; rows of `steps` hold the scaled rows of H⁻¹ that the updates need."""
     diagonal, norms = inverse.diagonal().clone(), weight.square().sum(dim=0)
     removed = torch.zeros(len(alive), dtype=torch.bool)

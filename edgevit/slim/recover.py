@@ -17,12 +17,16 @@ from edgevit.plan import Plan
 from edgevit.progress import Progress
 from edgevit.slim.fit_attention import fit_attention
 from edgevit.slim.fit_mlp import fit_mlp
-from edgevit.slim.site import ClosedForm, Site
+from edgevit.slim.site import ClosedForm, Site, copy_shared
 from edgevit.slim.stream import open_streams
 
 
 def slim_closed_form(
-    dense: SlimViT, plan: Plan, batches: Callable[[], Iterator[Tensor]], options: ClosedForm, progress: Progress
+    dense: SlimViT,
+    plan: Plan,
+    batches: Callable[[], Iterator[Tensor]],
+    options: ClosedForm,
+    progress: Progress,
 ) -> SlimViT:
     """Return the slim model that `plan` describes, with weights fitted to the images of `batches`.
 
@@ -46,14 +50,3 @@ def slim_closed_form(
             fit_mlp(site)
             progress("slimming blocks", index + 1, len(dense.blocks))
     return slim
-
-
-def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
-    """Copy everything that no plan cuts: embedding, norms, head."""
-    shared = {
-        key: value
-        for key, value in dense.state_dict().items()
-        if not key.startswith("blocks.") or key.split(".")[2].startswith("norm") or "_norm." in key
-    }
-    missing = slim.load_state_dict(shared, strict=False)
-    assert not missing.unexpected_keys

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.layers import SlimBlock
+from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.slim.stream import Streams
 from edgevit.slim.token_weights import BlockWeights
 
@@ -69,3 +69,14 @@ def write_linear(target: nn.Linear, weight: Tensor, bias: Tensor | None) -> None
         target.weight.copy_(weight)
         if target.bias is not None and bias is not None:
             target.bias.copy_(bias)
+
+
+def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
+    """Copy everything that no plan cuts: embedding, norms, head."""
+    shared = {
+        key: value
+        for key, value in dense.state_dict().items()
+        if not key.startswith("blocks.") or key.split(".")[2].startswith("norm") or "_norm." in key
+    }
+    missing = slim.load_state_dict(shared, strict=False)
+    assert not missing.unexpected_keys

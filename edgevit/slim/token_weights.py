@@ -32,7 +32,11 @@ def token_weights(model: SlimViT, batches: Iterator[Tensor], seed: int = 0) -> I
         places = _forward(model, images)
         draw = torch.multinomial(places.logits.detach().softmax(dim=-1), 1, generator=generator)
         objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
-        flat = [place for block in zip(places.attention, places.mlp, places.scores, strict=True) for place in block]
+        flat = [
+            place
+            for block in zip(places.attention, places.mlp, places.scores, strict=True)
+            for place in block
+        ]
         gradients = torch.autograd.grad(objective, flat)
         yield [_block_weights(*gradients[3 * i : 3 * i + 3]) for i in range(len(places.mlp))]
 

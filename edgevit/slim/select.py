@@ -1,0 +1,87 @@
+"""Cutting rows: the heads, dims and neurons that a plan keeps, with their weights as they are.
+
+What a plan does not name by index is chosen by the norms of what a dim reads and writes. Cutting what is already zero leaves
+the outputs equal; the softmax scale stays that of the dense model. Shapes: H heads, K/V dims per head, F neurons, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevit.models.anatomy import slim_arch
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
+from edgevit.plan import BlockPlan, Plan
+from edgevit.slim.site import copy_shared, write_linear
+
+
+def slim_by_selection(dense: SlimViT, plan: Plan) -> SlimViT:
+    """Return the model that `plan` leaves of `dense`, without any repair of what is lost.
+
+    Reference: row removal R1-R4 of docs/methods.md, exact against a mask that zeroes the same rows.
+    """
+    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
+    copy_shared(dense, slim)
+    for full, cut, block in zip(dense.blocks, slim.blocks, plan.blocks, strict=True):
+        assert isinstance(full, SlimBlock) and isinstance(cut, SlimBlock)
+        heads = _index(block.kept.heads, head_norms(full.attn), block.heads)
+        _cut_attention(full.attn, cut.attn, heads, block)
+        _cut_mlp(full.mlp, cut.mlp, block)
+    return slim
+
+
+def head_norms(attention: SlimAttention) -> Tensor:
+    """Return, for each head, the product of the norms of its values and its output columns, [H]."""
+    values = attention.v.weight.unflatten(0, (attention.heads, -1)).square().sum(dim=(1, 2))
+    return (values * _out_heads(attention).square().sum(dim=(1, 2))).sqrt()
+
+
+def _out_heads(attention: SlimAttention) -> Tensor:
+    """Return the output projection's columns head by head, [H, V, C]."""
+    return attention.proj.weight.T.unflatten(0, (attention.heads, -1))
+
+
+def _index(chosen: tuple[int, ...] | None, scores: Tensor, keep: int) -> Tensor:
+    """Return sorted indices: those chosen, else the `keep` of the highest score."""
+    if chosen is not None:
+        return torch.tensor(chosen, dtype=torch.int64)
+    return scores.topk(keep).indices.sort().values
+
+
+def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block: BlockPlan) -> None:
+    q, k, v = (
+        layer.weight.unflatten(0, (full.heads, -1))[heads] for layer in (full.q, full.k, full.v)
+    )  # [H', K, C]
+    out = _out_heads(full)[heads]  # [H', V, C]
+    qk = _per_head(block.kept.qk, q.norm(dim=-1) * k.norm(dim=-1), block.qk_dim)  # [H', K']
+    vo = _per_head(block.kept.vo, v.norm(dim=-1) * out.norm(dim=-1), block.vo_dim)  # [H', V']
+    for layer, source, rows in ((cut.q, full.q, qk), (cut.k, full.k, qk), (cut.v, full.v, vo)):
+        bias = (
+            None
+            if source.bias is None
+            else _rows(source.bias.unsqueeze(-1), full.heads, heads, rows).flatten()
+        )
+        write_linear(layer, _rows(source.weight, full.heads, heads, rows).flatten(0, 1), bias)
+    write_linear(cut.proj, _take(out, vo).flatten(0, 1).T, full.proj.bias)
+
+
+def _per_head(chosen: tuple[tuple[int, ...], ...] | None, scores: Tensor, keep: int) -> Tensor:
+    """Return sorted indices for each head, [H', keep]."""
+    sets = [None] * len(scores) if chosen is None else list(chosen)
+    return torch.stack([_index(one, row, keep) for one, row in zip(sets, scores, strict=True)])
+
+
+def _rows(weight: Tensor, heads: int, kept: Tensor, rows: Tensor) -> Tensor:
+    return _take(weight.unflatten(0, (heads, -1))[kept], rows)
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    """Take rows [H', K'] of values [H', K, C]."""
+    return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan) -> None:
+    scores = full.fc1.weight.norm(dim=1) * full.fc2.weight.norm(dim=0)
+    kept = _index(block.kept.hidden, scores, block.hidden)
+    write_linear(cut.fc1, full.fc1.weight[kept], full.fc1.bias[kept])
+    write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias)
