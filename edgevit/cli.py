@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `edgevit --help` answers a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json as json_
 import logging
@@ -12,7 +13,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, ParamSpec, Self
@@ -203,7 +204,10 @@ def build(
     ] = None,
     json: Json = False,
     jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads for slimming; default: all.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads for slimming; default: all. The same N gives the same bytes."
+        ),
     ] = None,
 ) -> None:
     """Make the slim model of RECIPE, build it for each target, and measure it."""
@@ -212,21 +216,29 @@ def build(
     loaded = load_recipe(recipe)
     folder = out or Path("build") / loaded.recipe.name
 
-    import torch
-
     from edgevit.pipeline import BuildOptions
     from edgevit.pipeline import build as run
     from edgevit.report.model import load_report
 
-    if jobs is not None:
-        torch.set_num_threads(jobs)
     try:
-        with _bars(json=json) as bars:
+        with _torch_threads(jobs), _bars(json=json) as bars:
             report = run(loaded, folder, BuildOptions(tuple(target or ()), depfile), bars)
     except (AccuracyGateError, LatencyGateError, MeasurementError):
         _show_report(load_report(folder), folder, json=json)  # the report says what the gate found
         raise
     _show_report(report, folder, json=json)
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _show_report(report: Report, folder: Path, *, json: bool) -> None:

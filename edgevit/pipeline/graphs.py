@@ -114,7 +114,7 @@ def export_graphs(shop: Workshop, models: Sides, form: Form, plan_sha256: str, p
 
 
 def _export(shop: Workshop, side: str, model: Saved, form: Form, plan_sha256: str) -> Graph:
-    metadata = onnx_metadata(model, plan_sha256)
+    metadata = onnx_metadata(model, plan_sha256 if side == "slim" else None)
     arch = model.loaded.model.arch
     key: dict[str, JSON] = {
         "model": model.sha256,

@@ -111,8 +111,8 @@ def _source(recipe: LoadedRecipe) -> ModelSource:
         given = [key for key in ("weights", "options", "pretrained") if getattr(model, key)]
         if given:
             raise RecipeError(
-                f"{recipe.path}: model.{given[0]}: {saved} is a model that edgevit saved, with its own weights"
-                " and dims. Take this key out."
+                f"{recipe.path}: model.{given[0]}: {saved} is a model that edgevit saved, with its own"
+                " weights and dims. Take this key out."
             )
         return ModelSource(str(saved))
     return ModelSource(model.name, recipe.weights, model.pretrained, dict(model.options))

@@ -133,9 +133,10 @@ def slim_dense(
     return _saved(shop.run("slim", key, make))
 
 
-def onnx_metadata(model: Saved, plan_sha256: str) -> dict[str, str]:
+def onnx_metadata(model: Saved, plan_sha256: str | None) -> dict[str, str]:
     """Return what an ONNX file says of itself: how its input is made, what its outputs mean, whence it came.
 
+    The dense model follows no plan, so that another one leaves its file as it is.
     The hash of the weights stands for all that they came from; the recipe's own hash, which a changed gate or
     comment changes, is in the manifest.
     """
@@ -143,10 +144,11 @@ def onnx_metadata(model: Saved, plan_sha256: str) -> dict[str, str]:
 
     metadata = {
         "edgevit.version": edgevit.__version__,
-        "edgevit.plan_sha256": plan_sha256,
         "edgevit.weights_sha256": sha256_file(model.folder / WEIGHTS_FILE),
         "edgevit.preprocess": json.dumps(preprocess_to_json(model.loaded.preprocess), sort_keys=True),
     }
+    if plan_sha256 is not None:
+        metadata["edgevit.plan_sha256"] = plan_sha256
     if model.loaded.labels is not None:
         metadata["edgevit.labels"] = json.dumps(list(model.loaded.labels), ensure_ascii=False)
     return metadata

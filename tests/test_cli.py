@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result as ClickResult
+from rich.console import Console
+from sample_report import report as sample
+from toy_build import write_toy
+from typer.testing import CliRunner
+
+from edgevit import __version__
+from edgevit.cli import Bars, app
+from edgevit.recipe import Recipe
+from edgevit.report.model import Report, to_json
+from edgevit.schema import load_toml
+
+
+def edgevit(*args: str | Path) -> ClickResult:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def python(code: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the toy recipe and, in `out`, its build by the command line."""
+    folder = tmp_path_factory.mktemp("toy")
+    result = edgevit(
+        "build", write_toy(folder), "--out", folder / "out", "--depfile", folder / "toy.d", "--jobs", "1"
+    )
+    assert result.exit_code == 0, result.output
+    (folder / "stdout.txt").write_text(result.stdout)
+    assert result.stderr == ""
+    return folder
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """Return a folder with the hand-made report: 7.42 ms against 5.23 ms, 0.6 points, agreement 0.943."""
+    (tmp_path / "report.json").write_text(to_json(sample()))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["targets"], ["schema"], ["build", "--help"]], ids=" ".join
+)
+def test_light_command_imports_no_torch(args: Sequence[str]) -> None:
+    code = (
+        "import sys\nfrom edgevit.cli import app\napp(sys.argv[1:], standalone_mode=False)\n"
+        "sys.exit(10 * any(name in sys.modules for name in ('torch', 'timm', 'datasets')))"
+    )
+    done = python(code, *args)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version_is_the_package_s() -> None:
+    assert edgevit("--version").stdout == f"{__version__}\n"
+
+
+def test_build_prints_the_table_and_the_path_of_the_report(toy: Path) -> None:
+    text = (toy / "stdout.txt").read_text()
+    assert "short fp32" in text
+    assert f"{toy / 'out' / 'report.html'}" in text
+    assert (toy / "toy.d").read_text().startswith(f"{toy / 'out' / 'manifest.json'}:")
+
+
+def test_build_json_prints_the_report_and_nothing_else(toy: Path) -> None:
+    code = "from edgevit.cli import main; main()"
+    done = python(code, "build", toy / "toy.toml", "--out", toy / "out", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (toy / "out" / "report.json").read_text()
+    assert Report.model_validate_json(done.stdout).name == "toy"
+
+
+def test_build_gate_missed_prints_the_report_and_exits_with_its_code(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "copy")
+    recipe = write_toy(tmp_path / "copy", more="[gates]\nmax_latency_ms = 1e-9\n")
+    result = edgevit("build", recipe, "--out", tmp_path / "copy" / "out", "--json")
+    assert result.exit_code == 4
+    assert json.loads(result.stdout)["name"] == "toy"
+    assert result.stderr.startswith("edgevit: latency gate missed: short fp32: median latency is")
+
+
+def test_build_in_the_default_place_is_build_slash_name(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(toy / "out", tmp_path / "build" / "toy")
+    monkeypatch.chdir(tmp_path)
+    result = edgevit("build", toy / "toy.toml")
+    assert (result.exit_code, Path(result.stdout.split()[-1])) == (0, Path("build/toy/report.html"))
+
+
+def test_inspect_build_shows_its_blocks_and_what_can_be_cut(toy: Path) -> None:
+    text = edgevit("inspect", toy / "out").stdout
+    assert "blocks.1" in text
+    assert "Can be cut: heads, qk_dim, vo_dim, hidden, tokens." in text
+
+
+def test_inspect_json_counts_deit_tiny_as_the_literature_does() -> None:
+    data = json.loads(edgevit("inspect", "deit_tiny_patch16_224", "--json").stdout)
+    assert round(data["total"]["macs"] / 1e9, 3) == 1.254
+    assert data["total"]["bytes"] == 4 * data["total"]["params"]
+    assert sum(block["macs"] for block in data["blocks"]) < data["total"]["macs"]
+    assert (len(data["blocks"]), data["blocks"][0]["heads"], data["blocks"][0]["qk_dim"]) == (12, 3, 64)
+
+
+def test_init_recipe_loads_and_names_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(edgevit("init", "deit_tiny_patch16_224").stdout)
+    recipe = load_toml(path, Recipe)
+    assert (recipe.model.name, recipe.plan.qk_dim, recipe.plan.hidden) == ("deit_tiny_patch16_224", 48, 576)
+
+
+def test_init_recipe_with_every_comment_taken_out_loads_too(tmp_path: Path) -> None:
+    text = edgevit("init", "deit_tiny_patch16_224").stdout
+    keys = [line.removeprefix("# ") for line in text.splitlines() if "pretrained" not in line]
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(line for line in keys if line.startswith("[") or " = " in line.split("#")[0]))
+    recipe = load_toml(path, Recipe)
+    assert recipe.calibration is not None
+    assert (recipe.gates.max_drop, recipe.plan.tokens) == (1.0, 197)
+
+
+def test_init_recipe_of_a_build_builds_on_it(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "again.toml"
+    path.write_text(edgevit("init", toy / "out").stdout)
+    assert load_toml(path, Recipe).model.name == str(toy / "out")
+
+
+def test_measure_build_times_slim_against_dense(toy: Path) -> None:
+    result = edgevit("measure", toy / "out", "--target", toy / "short.toml", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 0, result.stderr
+    assert data["artefact"].endswith("short/fp32/model.onnx")
+    assert data["against"].endswith("short/dense/fp32/model.onnx")
+    assert data["speedup"]["value"] == pytest.approx(
+        data["reference_ms"]["median"] / data["latency_ms"]["median"]
+    )
+
+
+def test_measure_artefact_alone_has_no_speedup(toy: Path) -> None:
+    result = edgevit("measure", toy / "out" / "onnx" / "fp32.onnx", "--target", toy / "short.toml")
+    assert result.exit_code == 0, result.stderr
+    assert "median" in result.stdout
+    assert "speed-up" not in result.stdout.split("\n")[1]
+
+
+def test_measure_target_that_was_not_built_is_a_usage_error(toy: Path) -> None:
+    result = edgevit("measure", toy / "out", "--target", "openvino-cpu")
+    assert result.exit_code == 2
+    assert "no artefact for openvino-cpu; it has short fp32" in result.stderr
+
+
+def test_report_json_prints_the_file(reported: Path) -> None:
+    assert json.loads(edgevit("report", reported, "--json").stdout) == json.loads(to_json(sample()))
+
+
+def test_report_of_two_builds_compares_them(reported: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "report.json").write_text(to_json(sample("other", slim_ms=4.0)))
+    result = edgevit("report", reported, tmp_path / "b", "--html", tmp_path / "both.html")
+    assert "other" in result.stdout
+    assert "deit-tiny-orin" in result.stdout
+    assert "other" in (tmp_path / "both.html").read_text()
+    both = json.loads(edgevit("report", reported, tmp_path / "b", "--json").stdout)
+    assert [one["name"] for one in both["reports"]] == ["deit-tiny-orin", "other"]
+
+
+def test_report_of_no_build_is_a_usage_error(tmp_path: Path) -> None:
+    result = edgevit("report", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected the report of a finished build, found no such file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--max-drop", "0.6", "--min-agreement", "0.94"], 0, ""),
+        (["--max-latency-ms", "6", "--min-speedup", "1.4"], 0, ""),
+        (["--max-drop", "0.5"], 3, "openvino-cpu fp32: top-1 drops by 0.60 points, max_drop is 0.5"),
+        (["--min-agreement", "0.95"], 3, "agreement is 0.9430, min_agreement is 0.95"),
+        (["--max-latency-ms", "5"], 4, "median latency is 5.230 ms, max_latency_ms is 5"),
+        (["--min-speedup", "2"], 4, "min_speedup is 2"),
+        ([], 2, "give at least one limit"),
+        (["--max-drop", "much"], 2, "--max-drop"),
+    ],
+)
+def test_check_exits_with_the_code_of_the_limit(
+    reported: Path, args: list[str], code: int, text: str
+) -> None:
+    result = edgevit("check", reported, *args)
+    assert result.exit_code == code, result.output
+    assert text in result.stderr
+
+
+def test_check_untrusted_timing_exits_with_its_code(tmp_path: Path) -> None:
+    found = sample()
+    noisy = [
+        one.model_copy(update={"chosen": False, "verdict": "untrusted", "why": "drift"})
+        for one in found.results
+    ]
+    (tmp_path / "report.json").write_text(to_json(found.model_copy(update={"results": tuple(noisy)})))
+    assert edgevit("check", tmp_path, "--max-latency-ms", "99").exit_code == 7
+    assert edgevit("check", tmp_path, "--max-drop", "5").exit_code == 0
+
+
+def test_targets_names_each_with_the_version_of_its_runtime() -> None:
+    text = edgevit("targets").stdout
+    assert "openvino-cpu" in text
+    assert "onnxruntime-cpu" in text
+    assert "onnxruntime 1." in text
+
+
+def test_schema_of_each_kind_is_an_object() -> None:
+    kinds = json.loads(edgevit("schema").stdout)
+    assert list(kinds) == ["recipe", "target", "set", "report", "manifest"]
+    assert json.loads(edgevit("schema", "target").stdout) == kinds["target"]
+    assert "schema" in kinds["report"]["properties"]
+
+
+def test_schema_of_an_unknown_kind_is_a_usage_error() -> None:
+    result = edgevit("schema", "recipes")
+    assert result.exit_code == 2
+    assert 'Did you mean "recipe"' in result.stderr
+
+
+def test_unexpected_error_is_short_and_says_how_to_see_more() -> None:
+    code = (
+        "import sys, edgevit.inspection\n"
+        "def broken(name): raise KeyError('boom')\n"
+        "edgevit.inspection.inspect_model = broken\n"
+        "from edgevit.cli import main; main()"
+    )
+    done = python(code, "inspect", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("edgevit: unexpected KeyError: 'boom'. This is a fault of edgevit")
+    assert "EDGEVIT_TRACEBACK=1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupted_build_exits_130_and_can_go_on(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "copy")
+    recipe, out = tmp_path / "copy" / "toy.toml", tmp_path / "copy" / "out"
+    target = recipe.with_name("short.toml")
+    target.write_text(
+        target.read_text().replace("seconds = 0.1", "seconds = 100.0").replace("400", "1000000")
+    )
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from edgevit.cli import main; main()",
+            "build",
+            str(recipe),
+            "--out",
+            str(out),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    timing = out / ".edgevit" / "tmp"
+    while child.poll() is None and not any(path.name.startswith("time-") for path in timing.glob("*")):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+    assert (child.returncode, stderr.startswith("edgevit: stopped. Stages that were finished are kept")) == (
+        130,
+        True,
+    )
+    assert "Traceback" not in stderr
+    assert any(path.name.startswith("evaluate-") for path in (out / ".edgevit" / "stages").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("terminal", "wanted", "drawn"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_bars_are_drawn_only_on_a_terminal_and_when_wanted(terminal: bool, wanted: bool, drawn: bool) -> None:
+    text = io.StringIO()
+    with Bars(Console(file=text, force_terminal=terminal), wanted=wanted) as bars:
+        bars("evaluating", 0, 10)
+        bars._tasks = {name: (number, begin - 5.0) for name, (number, begin) in bars._tasks.items()}
+        bars._drawn = 0.0
+        bars("evaluating", 5, 10)
+        bars("evaluating", 10, 10)
+    assert ("evaluating" in text.getvalue()) == drawn
