@@ -1,7 +1,8 @@
 """MACs, params and bytes of a model, from its dims alone.
 
-MACs are multiply-accumulates of convolutions and matrix products (activation by activation ones too), counted as
-the ViT literature does: DeiT-T/S/B have 1.254 / 4.599 / 17.564 G. What a paper calls FLOPs of a ViT is this number.
+MACs are multiply-accumulates of convolutions and matrix products (activation by activation ones too),
+counted as the ViT literature does: DeiT-T/S/B have 1.254 / 4.599 / 17.564 G. What a paper calls FLOPs of a
+ViT is this number.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Cost of the stem (patch embedding, positions), of each block, and of the head (last norm, classifier)."""
+    """Cost of stem (patch embedding, positions), of each block, and of the head (last norm, classifier)."""
 
     stem: Cost
     blocks: tuple[Cost, ...]
@@ -61,9 +62,7 @@ def model_cost(arch: Arch) -> ModelCost:
 def block_cost(arch: Arch, block: BlockDims) -> Cost:
     """Count one block: attention over `tokens_in` for `queries` of them, merging, MLP over `tokens_out`."""
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
-    projections = (block.queries + block.tokens_in) * arch.embed * qk + (
-        block.tokens_in + block.queries
-    ) * arch.embed * vo
+    projections = (block.queries + block.tokens_in) * arch.embed * (qk + vo)
     products = block.queries * block.tokens_in * (qk + vo)
     mlp = 2 * block.tokens_out * arch.embed * block.hidden
     return Cost(projections + products + _merge_macs(arch, block) + mlp, _block_params(arch, block))

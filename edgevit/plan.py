@@ -127,10 +127,20 @@ def _column(
     if kind in anatomy.refused and values != dense:
         problems.append(f"plan.{kind}: {anatomy.refused[kind]}")
         return dense
-    for index, (value, most) in enumerate(zip(values, dense, strict=True)):
-        if not 1 <= value <= most:
-            problems.append(f"plan.{kind}: blocks.{index} has {most}; keep 1..{most} of them, got {value}.")
+    found = [
+        None if 1 <= value <= most else f"has {most}; keep 1..{most} of them, got {value}."
+        for value, most in zip(values, dense, strict=True)
+    ]
+    problems += _name_blocks(kind, found)
     return values
+
+
+def _name_blocks(kind: Kind, found: Sequence[str | None]) -> list[str]:
+    """Turn what is wrong in each block into messages: one for all where it is the same in all of several."""
+    first = found[0]
+    if first is not None and len(found) > 1 and len(set(found)) == 1:
+        return [f"plan.{kind}: every block {first}"]
+    return [f"plan.{kind}: blocks.{index} {text}" for index, text in enumerate(found) if text is not None]
 
 
 def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: bool) -> list[str]:
@@ -143,15 +153,15 @@ def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: boo
             problems.append(f"plan.tokens: blocks.{index} gets {before} tokens and cannot let {after} leave.")
         elif after < least:
             problems.append(
-                f"plan.tokens: blocks.{index} gets {before} tokens; one block merges at most half of its patch tokens, "
-                f"so {least}..{before} can leave, got {after}. Merge the rest in another block."
+                f"plan.tokens: blocks.{index} gets {before} tokens; one block merges at most half of its "
+                f"patch tokens, so {least}..{before} can leave, got {after}. Merge the rest in another block."
             )
         before = after
     last = len(tokens) - 1
     if dead_tokens and last > 0 and tokens[last] < tokens[last - 1]:
         problems.append(
-            f"plan.tokens: blocks.{last} is the last; with slim.dead_tokens only the tokens that the head reads leave it. "
-            f"Give it {tokens[last - 1]}, as many as enter."
+            f"plan.tokens: blocks.{last} is the last; with slim.dead_tokens only the tokens that the head "
+            f"reads leave it. Give it {tokens[last - 1]}, as many as enter."
         )
     return problems
 
@@ -164,19 +174,27 @@ def check_multiples(plan: Plan, dense: Plan, multiples: dict[Kind, int], target:
     Raises:
         PlanError: every count that is not a multiple, with the nearest ones.
     """
-    problems = []
-    for index, (block, full) in enumerate(zip(plan.blocks, dense.blocks, strict=True)):
-        for kind, multiple in multiples.items():
-            count, most = int(getattr(block, kind)), int(getattr(full, kind))
-            if count != most and count % multiple:
-                lower, upper = count - count % multiple, min(count - count % multiple + multiple, most)
-                near = f"{lower} or {upper}" if lower else str(upper)
-                problems.append(
-                    f"plan.{kind}: blocks.{index} keeps {count} of {most}, not a multiple of {multiple} "
-                    f"(target {target}). Use {near}, or lower the multiple in a target file of your own and lose speed."
-                )
+    problems: list[str] = []
+    for kind, multiple in multiples.items():
+        found = [
+            _off_multiple(int(getattr(block, kind)), int(getattr(full, kind)), multiple, target)
+            for block, full in zip(plan.blocks, dense.blocks, strict=True)
+        ]
+        problems += _name_blocks(kind, found)
     if problems:
         raise PlanError("\n".join(problems))
+
+
+def _off_multiple(count: int, most: int, multiple: int, target: str) -> str | None:
+    if count == most or count % multiple == 0:
+        return None
+    lower = count - count % multiple
+    upper = min(lower + multiple, most)
+    near = f"{lower} or {upper}" if lower else str(upper)
+    return (
+        f"keeps {count} of {most}, not a multiple of {multiple} (target {target}). "
+        f"Use {near}, or lower the multiple in a target file of your own and lose speed."
+    )
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -191,13 +209,27 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
     """Rebuild a plan from `plan_to_json` data."""
-    blocks = []
-    for block in data["blocks"]:
-        kept = block.get("kept", {})
-        sets = {name: tuple(tuple(group) for group in kept[name]) for name in ("qk", "vo") if name in kept}
-        flat = {name: tuple(kept[name]) for name in ("heads", "hidden") if name in kept}
-        blocks.append(BlockPlan(*(int(block[kind]) for kind in KINDS), kept=Kept(**flat, **sets)))
-    return Plan(tuple(blocks), bool(data["dead_tokens"]))
+    return Plan(tuple(_block_from_json(block) for block in data["blocks"]), bool(data["dead_tokens"]))
+
+
+def _block_from_json(data: dict[str, Any]) -> BlockPlan:
+    kept = data.get("kept", {})
+    indices = Kept(
+        heads=_indices(kept.get("heads")),
+        qk=_index_sets(kept.get("qk")),
+        vo=_index_sets(kept.get("vo")),
+        hidden=_indices(kept.get("hidden")),
+    )
+    heads, qk_dim, vo_dim, hidden, tokens = (int(data[kind]) for kind in KINDS)
+    return BlockPlan(heads, qk_dim, vo_dim, hidden, tokens, indices)
+
+
+def _indices(values: list[int] | None) -> Indices | None:
+    return None if values is None else tuple(values)
+
+
+def _index_sets(values: list[list[int]] | None) -> tuple[Indices, ...] | None:
+    return None if values is None else tuple(tuple(group) for group in values)
 
 
 def plan_text(plan: Plan) -> str:

@@ -170,10 +170,10 @@ def test_drop_gate_without_labels_is_refused_before_the_long_work(recipe: Path) 
     ("plan", "parts"),
     [
         ("qk_dim = 0", ["plan.qk_dim: expected"]),
-        ("qk_dim = 17", ["plan.qk_dim: blocks.0 has 16", "got 17", "blocks.1 has 16"]),
+        ("qk_dim = 17", ["plan.qk_dim: every block has 16", "got 17"]),
         ("hidden = [96, 193]", ["plan.hidden: blocks.1 has 192", "got 193"]),
         ("hidden = [96, 96, 96]", ["plan.hidden: expected one number or 2", "got 3"]),
-        ("heads = 4", ["plan.heads: blocks.0 has 3"]),
+        ("heads = 4", ["plan.heads: every block has 3"]),
     ],
 )
 def test_keep_counts_that_the_model_cannot_take_are_refused(
@@ -188,7 +188,7 @@ def test_keep_count_that_is_no_multiple_gives_the_nearest(recipe: Path) -> None:
     check(
         build(recipe),
         2,
-        "plan.qk_dim: blocks.0 keeps 12 of 16, not a multiple of 8 (target short)",
+        "plan.qk_dim: every block keeps 12 of 16, not a multiple of 8 (target short)",
         "8 or 16",
     )
 

@@ -13,13 +13,14 @@ def read_anatomy(arch: Arch) -> Anatomy:
     refused: dict[Kind, str] = {}
     if arch.qk_norm:
         refused["qk_dim"] = (
-            "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm would see other "
-            "statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
+            "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm "
+            "would see other statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
         )
     # Tokens that an earlier slimming dropped as dead can come back: they were not merged into others.
     tokens = [b.tokens_out if b.queries == b.tokens_in else b.tokens_in for b in arch.blocks]
     blocks = tuple(
-        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count) for b, count in zip(arch.blocks, tokens, strict=True)
+        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count)
+        for b, count in zip(arch.blocks, tokens, strict=True)
     )
     return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
 

@@ -6,7 +6,8 @@ Q tokens that are still alive (Q = N unless the block drops dead tokens).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +34,18 @@ class SlimAttention(nn.Module):
 
     def queries(self, y: Tensor) -> Tensor:
         """Map [B, Q, D] to scaled queries [B, H, Q, K]."""
-        q = self.q(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
-        return self.q_norm(q) * self.scale  # [B, H, Q, K]
+        q: Tensor = self.q_norm(self.q(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2))
+        return q * self.scale  # [B, H, Q, K]
 
     def keys(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to keys [B, H, N, K]."""
-        k = self.k(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
-        return self.k_norm(k)  # [B, H, N, K]
+        k: Tensor = self.k_norm(self.k(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2))
+        return k  # [B, H, N, K]
 
     def values(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to values [B, H, N, V]."""
-        return self.v(y).unflatten(-1, (self.heads, self.vo_dim)).transpose(1, 2)
+        v: Tensor = self.v(y).unflatten(-1, (self.heads, self.vo_dim)).transpose(1, 2)
+        return v  # [B, H, N, V]
 
     def mix(self, y: Tensor, keys: Tensor, queries: int, sizes: Tensor | None) -> Tensor:
         """Return the heads' outputs side by side, before the projection: [B, Q, H*V].
@@ -123,10 +125,8 @@ def pool_tokens(x: Tensor, sizes: Tensor | None, match: TokenMatch) -> tuple[Ten
         Tokens [B, N - merged, D] (prefix, unmerged of set a, set c) and their sizes [B, N - merged, 1].
     """
     ones = torch.ones_like(x[:, :, :1]) if sizes is None else sizes
-    a, a_size = (
-        _by_order(x[:, match.prefix :: 2], match.order),
-        _by_order(ones[:, match.prefix :: 2], match.order),
-    )
+    a = _by_order(x[:, match.prefix :: 2], match.order)
+    a_size = _by_order(ones[:, match.prefix :: 2], match.order)
     c, c_size = x[:, match.prefix + 1 :: 2], ones[:, match.prefix + 1 :: 2]
     moved, moved_size = a[:, : match.merged], a_size[:, : match.merged]
     size = c_size + match.onehot @ moved_size  # [B, C, 1]
@@ -180,7 +180,8 @@ class SlimViT(nn.Module):
         self.prefix = nn.Parameter(torch.zeros(1, arch.prefix, arch.embed))  # position already added
         self.position = nn.Parameter(torch.zeros(1, arch.patches, arch.embed))
         self.norm_pre = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
+        blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
+        self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
         self.norm = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.norm != "none" else nn.Identity()
         self.head = nn.Linear(arch.embed, arch.classes)
         self.head_dist = nn.Linear(arch.embed, arch.classes) if arch.reads == "class+distillation" else None
@@ -200,7 +201,8 @@ class SlimViT(nn.Module):
             return logits
         if self.head_dist is not None:
             x = self.norm(x[:, :2])
-            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+            both: Tensor = self.head(x[:, 0]) + self.head_dist(x[:, 1])
+            return both / 2
         if self.arch.norm == "before-pool":
             x = self.norm(x)
         pooled = mean_tokens(x, sizes, 0 if self.arch.reads == "mean+prefix" else self.arch.prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ def _load_timm(source: ModelSource) -> LoadedModel:
 
     model = _create(source)
     if source.weights is not None:
-        _load_weights(model, source)
+        _load_weights(model, source.name, source.weights)
     slim = from_timm(model.eval(), source.name)
     random_weights = source.weights is None and not source.pretrained
     return LoadedModel(slim, _preprocess(model, slim), _labels(model), random_weights)
@@ -114,7 +115,7 @@ def _create(source: ModelSource) -> nn.Module:
             f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
         )
         raise RecipeError(
-            f"model.name: timm knows no model {source.name!r}, and no such directory was saved by edgevit.{hint}"
+            f"model.name: timm knows no model {source.name!r}, and edgevit saved no such directory.{hint}"
         )
     options = dict(source.options)
     torch.manual_seed(0)  # random weights, where the recipe asks for them, are the same in every build
@@ -132,19 +133,17 @@ def _create(source: ModelSource) -> nn.Module:
     return model
 
 
-def _load_weights(model: nn.Module, source: ModelSource) -> None:
+def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     """Load a weights file strictly, after timm's own renaming of published checkpoints."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    assert source.weights is not None
-    found = read_weights(source.weights)
+    found = read_weights(path)
     expected = model.state_dict()
     if found.keys() != expected.keys() or _shapes_differ(found.get("pos_embed"), expected.get("pos_embed")):
-        try:
+        # A layout that timm does not rename stays as it is: the comparison below says what differs.
+        with contextlib.suppress(KeyError, RuntimeError, AttributeError, IndexError):
             found = checkpoint_filter_fn(dict(found), model)
-        except (KeyError, RuntimeError, AttributeError, IndexError):
-            pass  # not a layout that timm renames: the comparison below says what differs
-    check_weights(found, expected, str(source.weights), source.name)
+    check_weights(found, expected, str(path), name)
     model.load_state_dict(found)
 
 

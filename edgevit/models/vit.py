@@ -12,6 +12,8 @@ from edgevit.errors import UnsupportedModelError
 from edgevit.models.arch import Activation, Arch, BlockDims, NormPlace, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
 
+_Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
+
 
 def from_timm(model: nn.Module, name: str) -> SlimViT:
     """Convert a timm ViT into a dense `SlimViT` with equal outputs (to fp32 rounding).
@@ -38,7 +40,6 @@ def from_timm(model: nn.Module, name: str) -> SlimViT:
     with torch.no_grad():
         _copy_stem_and_head(model, slim)
         for source, target in zip(model.blocks, slim.blocks, strict=True):
-            assert isinstance(target, SlimBlock)
             _copy_block(source, target)
     return slim
 
@@ -70,7 +71,7 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
     return problems
 
 
-def _unknown_block_forms(block: nn.Module) -> list[str]:
+def _unknown_block_forms(block: Block) -> list[str]:
     if type(block) is not Block:
         return [f"block {type(block).__name__} where timm's Block is expected"]
     if type(block.attn) is not Attention or type(block.mlp) is not layers.Mlp:
@@ -165,9 +166,9 @@ def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
     prefix, position = _prefix_and_position(source, target.arch)
     target.prefix.copy_(prefix)
     target.position.copy_(position)
-    if target.arch.pre_norm:
+    if isinstance(target.norm_pre, nn.LayerNorm):
         _copy_linear(source.norm_pre, target.norm_pre)
-    if target.arch.norm != "none":
+    if isinstance(target.norm, nn.LayerNorm):
         _copy_linear(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
     _copy_linear(source.head, target.head)
     if target.head_dist is not None:
@@ -189,7 +190,7 @@ def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, 
     return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
 
 
-def _copy_block(source: nn.Module, target: SlimBlock) -> None:
+def _copy_block(source: Block, target: SlimBlock) -> None:
     _copy_linear(source.norm1, target.norm1)
     _copy_linear(source.norm2, target.norm2)
     attention, slim = source.attn, target.attn
@@ -205,9 +206,9 @@ def _copy_block(source: nn.Module, target: SlimBlock) -> None:
         if slim.k.bias is not None:
             slim.k.bias.copy_(k_bias)
         out_bias += attention.proj.weight @ v_bias
-    if isinstance(slim.q_norm, nn.LayerNorm):
-        _copy_linear(attention.q_norm, slim.q_norm)
-        _copy_linear(attention.k_norm, slim.k_norm)
+    for norm, target_norm in ((attention.q_norm, slim.q_norm), (attention.k_norm, slim.k_norm)):
+        if isinstance(target_norm, nn.LayerNorm):
+            _copy_linear(norm, target_norm)
     slim.proj.weight.copy_(attention.proj.weight * scale1.unsqueeze(1))
     slim.proj.bias.copy_(out_bias * scale1)
     _copy_linear(source.mlp.fc1, target.mlp.fc1)
@@ -216,7 +217,7 @@ def _copy_block(source: nn.Module, target: SlimBlock) -> None:
     target.mlp.fc2.bias.mul_(scale2)
 
 
-def _layer_scale(scale: nn.Module, target: SlimBlock) -> Tensor:
+def _layer_scale(scale: layers.LayerScale | nn.Identity, target: SlimBlock) -> Tensor:
     """Return LayerScale's factors, [D]; ones where the block has none."""
     if isinstance(scale, nn.Identity):
         return torch.ones_like(target.norm1.weight)
@@ -224,10 +225,8 @@ def _layer_scale(scale: nn.Module, target: SlimBlock) -> Tensor:
     return factors
 
 
-def _copy_linear(source: nn.Module, target: nn.Module) -> None:
-    """Copy weight and bias; a bias that the source lacks stays zero."""
+def _copy_linear(source: _Affine, target: _Affine) -> None:
+    """Copy weight and bias; a bias that the source lacks is zero."""
     target.weight.copy_(source.weight)
-    if source.bias is None:
-        target.bias.zero_()
-    else:
-        target.bias.copy_(source.bias)
+    if target.bias is not None:
+        target.bias.copy_(torch.zeros_like(target.bias) if source.bias is None else source.bias)

@@ -14,12 +14,8 @@ from torch import Tensor
 
 from edgevit.errors import WeightsError
 
-_WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-)  # keys that training scripts wrap weights in
+# Keys that training scripts wrap weights in, the better weights first.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _SHOWN = 6
 
 
@@ -53,8 +49,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n", 1)[0]
         raise WeightsError(
-            f"weights {path}: the pickle holds more than tensors ({reason}). edgevit never runs code from a weights "
-            "file: load it where you trust it and save model.state_dict(), best as safetensors."
+            f"weights {path}: the pickle holds more than tensors ({reason}). edgevit never runs code from a "
+            "weights file: load it where you trust it and save model.state_dict(), best as safetensors."
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
         raise WeightsError(
@@ -107,7 +103,8 @@ def check_weights(
                 + (" ..." if len(names) > _SHOWN else "")
             )
     parts.append(
-        "Name the model that these weights were trained with, or set model.options (img_size, num_classes, ...)."
+        "Name the model that these weights were trained with, or set model.options "
+        "(img_size, num_classes, ...)."
     )
     raise WeightsError("\n".join(parts))
 

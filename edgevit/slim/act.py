@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -29,7 +29,7 @@ class SlimOptions:
     """How what a cut loses is recovered."""
 
     recover: Literal["none", "closed-form"]
-    closed_form: ClosedForm = ClosedForm()
+    closed_form: ClosedForm = field(default_factory=ClosedForm)
 
 
 def slim_model(
@@ -75,6 +75,7 @@ def _check_enough(dense: SlimViT, images: Images) -> None:
     least = math.ceil(_ROWS_PER_DIM * widest / dense.arch.tokens)
     if len(images) < least:
         raise ImagesError(
-            f"calibration.images: the closed form needs at least {least} images for this model ({widest} dims in its widest "
-            f"layer, {dense.arch.tokens} tokens an image), got {len(images)}. Use 256 or more; each costs a few passes."
+            f"calibration.images: the closed form needs at least {least} images for this model ({widest} "
+            f"dims in its widest layer, {dense.arch.tokens} tokens an image), got {len(images)}. "
+            "Use 256 or more; each costs a few passes."
         )

@@ -1,7 +1,7 @@
 """The linear algebra of closed-form slimming: pure functions of moments, in float64.
 
-Selection keeps rows of a weight; here the best lower-dimensional basis under the statistics of real inputs is computed
-instead, and what follows is refitted by least squares (docs/methods.md).
+Selection keeps rows of a weight; here the best lower-dimensional basis under the statistics of real inputs is
+computed instead, and what follows is refitted by least squares (docs/methods.md).
 Shapes: C embed width, K/V dims per head, r the dims that remain, F hidden neurons.
 """
 
@@ -25,8 +25,9 @@ def roots(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 def reduce_qk(query_square: Tensor, key_covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Find the best rank-r form of the logits qᵀk of each head.
 
-    Logits depend on q and k through their product only, and softmax ignores what is constant over keys: so the truncated
-    SVD of E[q qᵀ]^½ Cov(k)^½ minimises the mean squared logit error (Eckart-Young), whatever basis q and k had.
+    Logits depend on q and k through their product only, and softmax ignores what is constant over keys: so
+    the truncated SVD of E[q qᵀ]^½ Cov(k)^½ minimises the mean squared logit error (Eckart-Young), whatever
+    basis q and k had.
 
     Args:
         query_square: E[q qᵀ] of each head's queries, [H, K, K].
@@ -99,8 +100,9 @@ def eliminate_heads(out_weight: Tensor, covariance: Tensor, heads: int, keep: in
 def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tensor:
     """Remove hidden neurons one after the other, each time the one that the others replace best.
 
-    The loss of removing neuron j and refitting the others is ||W[:, j]||² / [H⁻¹]_jj with H = Cov + ridge; W and H⁻¹ follow
-    by rank-one updates, which are collected and applied in blocks so that memory traffic stays small.
+    The loss of removing neuron j and refitting the others is ||W[:, j]||² / [H⁻¹]_jj with H = Cov + ridge;
+    W and H⁻¹ follow by rank-one updates, which are collected and applied in blocks so that memory traffic
+    stays small.
 
     Args:
         out_weight: fc2's weight, [C, F].

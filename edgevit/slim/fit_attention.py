@@ -1,4 +1,4 @@
-"""Closed form of one attention: which heads stay, their QK and VO bases, and the refit of the output projection.
+"""Closed form of one attention: which heads stay, their QK and VO bases, and the refit of the projection.
 
 Shapes: b images of a batch, N tokens, Q live tokens, H' kept heads, K/V dims per head, C embed width.
 """
@@ -50,7 +50,11 @@ def _mix(site: Site, attention: SlimAttention, y: Tensor, part: slice) -> Tensor
 
 
 def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
-    """Return the kept heads, int64 [H'], and their output columns, float64 [C, H'*V], refitted for those that go."""
+    """Choose the heads that stay.
+
+    Returns:
+        Their indices, int64 [H'], and their output columns, float64 [C, H'*V], refitted for what goes.
+    """
     attention = site.full.attn
     out = attention.proj.weight.double()
     if site.cut.attn.heads == attention.heads:
@@ -58,13 +62,13 @@ def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
     moments = Moments()
     for part in site.streams.slices():
         mixed = _mix(site, attention, _normed(site, part), part)
-        weights = site.token_weights(site.weights and site.weights.attention, part, mixed.shape[1])
+        weights = site.token_weights(site.weights.attention, part, mixed.shape[1])
         moments.add(mixed.flatten(0, 1), weights.flatten())
     return closed_form.eliminate_heads(out, moments.covariance, attention.heads, site.cut.attn.heads)
 
 
 def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
-    """Return the kept heads with their slim QK basis and all of their value dims, and write that basis into `cut`."""
+    """Return the kept heads with all value dims and their slim QK basis, also written into `cut`."""
     full, cut = site.full.attn, site.cut.attn
     dims = dataclasses.replace(site.cut.dims, vo_dim=full.vo_dim)
     wide = SlimAttention(dims, site.full.arch)
@@ -85,11 +89,12 @@ def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
 
 def _head_rows(weight: Tensor, heads: int, kept: Tensor) -> Tensor:
     """Return the rows of the kept heads in float64: [H*K, C] -> [H', K, C]."""
-    return weight.detach().double().unflatten(0, (heads, -1))[kept]
+    rows: Tensor = weight.detach().double().unflatten(0, (heads, -1))
+    return rows[kept]
 
 
 def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the maps from the full to the slim QK dims of each kept head, [H', K', K]; None if QK is not cut."""
+    """Return each kept head's maps from full to slim QK dims, [H', K', K]; None if QK is not cut."""
     full, rank = site.full.attn, site.cut.attn.qk_dim
     if rank == full.qk_dim:
         return None
@@ -98,8 +103,8 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
         y = _normed(site, part)
         queries = full.queries(y[:, : site.cut.dims.queries])[:, heads] / full.scale
         keys = full.keys(y)[:, heads]
-        row = site.head_weights(site.weights and site.weights.queries, part, heads, queries.shape[2])
-        column = site.head_weights(site.weights and site.weights.keys, part, heads, keys.shape[2])
+        row = site.head_weights(site.weights.queries, part, heads, queries.shape[2])
+        column = site.head_weights(site.weights.keys, part, heads, keys.shape[2])
         squares.add(queries.transpose(0, 1).flatten(1, 2), row)
         covariances.add(keys.transpose(0, 1).flatten(1, 2), column)
     return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
@@ -109,8 +114,8 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
     """Run the wide attention over all images and move the dense stream.
 
     Returns:
-        What the wide attention gives before its projection, one [b, Q, H'*V] a batch; the token matches; and the moments of
-        both with what the projection should make of it.
+        What the wide attention gives before its projection, one [b, Q, H'*V] a batch; the token matches; and
+        the moments of both with what the projection should make of it.
     """
     full, moments = site.full.attn, Moments()
     mixed: list[Tensor] = []
@@ -124,7 +129,7 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
         whole = u if _same_attention(site) else _mix(site, full, y, part)
         site.streams.dense[part] = _dense_after(site, part)
         target = site.target(full.proj(whole), part)
-        weights = site.token_weights(site.weights and site.weights.attention, part, target.shape[1])
+        weights = site.token_weights(site.weights.attention, part, target.shape[1])
         moments.add(u.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
         mixed.append(u)
     return mixed, matches, moments
@@ -153,7 +158,7 @@ def _fit_values(site: Site, wide: SlimAttention, moments: Moments, out: Tensor) 
 
 
 def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttention) -> tuple[Tensor, Tensor]:
-    """Return the block-diagonal map [H'*V', H'*V] of the values and the output columns [C, H'*V'] that go with it."""
+    """Return the values' block-diagonal map [H'*V', H'*V] and the output columns [C, H'*V'] to go with it."""
     width = wide.vo_dim
     if rank == width:
         return torch.eye(out.shape[1], dtype=out.dtype), out

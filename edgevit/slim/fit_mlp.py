@@ -54,7 +54,7 @@ def _neuron_moments(site: Site) -> Moments:
         neurons = site.full.mlp.neurons(_normed(site, part))  # [b, Q, F]
         _move_dense(site, part)
         target = site.target(site.full.mlp.fc2(neurons), part)
-        weights = site.token_weights(site.weights and site.weights.mlp, part, target.shape[1])
+        weights = site.token_weights(site.weights.mlp, part, target.shape[1])
         moments.add(neurons.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
     return moments
 
@@ -66,7 +66,7 @@ def _choose_neurons(site: Site, moments: Moments, weight: Tensor) -> Tensor:
         return torch.arange(keep)
     if site.options.greedy:
         return closed_form.eliminate_neurons(weight, moments.covariance, keep)
-    scores = moments.square.diagonal().sqrt() * weight.norm(dim=0)
+    scores: Tensor = moments.square.diagonal().sqrt() * weight.norm(dim=0)
     return scores.topk(keep).indices.sort().values
 
 

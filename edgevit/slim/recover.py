@@ -1,7 +1,7 @@
 """Closed-form slimming of a whole model: no training, no labels, a few hundred images (docs/methods.md).
 
-Block by block from the input: the QK basis, the VO basis, the neurons that stay; after each cut the projection that follows
-is refitted so that the slim stream comes back to the dense one.
+Block by block from the input: the QK basis, the VO basis, the neurons that stay; after each cut the
+projection that follows is refitted so that the slim stream comes back to the dense one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgevit.models.anatomy import slim_arch
-from edgevit.models.layers import SlimBlock, SlimViT
+from edgevit.models.layers import SlimViT
 from edgevit.plan import Plan
 from edgevit.progress import Progress
 from edgevit.slim.fit_attention import fit_attention
@@ -42,8 +42,7 @@ def slim_closed_form(
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():
         for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
-            assert isinstance(full, SlimBlock) and isinstance(cut, SlimBlock)
-            site = Site(full, cut, streams, streams.weights[index] if streams.weights else None, options)
+            site = Site(full, cut, streams, streams.weights[index], options)
             matches = fit_attention(site)
             if matches:
                 streams.merge(matches)

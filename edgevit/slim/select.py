@@ -1,7 +1,8 @@
 """Cutting rows: the heads, dims and neurons that a plan keeps, with their weights as they are.
 
-What a plan does not name by index is chosen by the norms of what a dim reads and writes. Cutting what is already zero leaves
-the outputs equal; the softmax scale stays that of the dense model. Shapes: H heads, K/V dims per head, F neurons, C width.
+What a plan does not name by index is chosen by the norms of what a dim reads and writes. Cutting what is
+already zero leaves the outputs equal; the softmax scale stays that of the dense model.
+Shapes: H heads, K/V dims per head, F neurons, C width.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgevit.models.anatomy import slim_arch
-from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
+from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
 from edgevit.plan import BlockPlan, Plan
 from edgevit.slim.site import copy_shared, write_linear
 
@@ -23,7 +24,6 @@ def slim_by_selection(dense: SlimViT, plan: Plan) -> SlimViT:
     slim = SlimViT(slim_arch(dense.arch, plan)).eval()
     copy_shared(dense, slim)
     for full, cut, block in zip(dense.blocks, slim.blocks, plan.blocks, strict=True):
-        assert isinstance(full, SlimBlock) and isinstance(cut, SlimBlock)
         heads = _index(block.kept.heads, head_norms(full.attn), block.heads)
         _cut_attention(full.attn, cut.attn, heads, block)
         _cut_mlp(full.mlp, cut.mlp, block)
@@ -33,12 +33,14 @@ def slim_by_selection(dense: SlimViT, plan: Plan) -> SlimViT:
 def head_norms(attention: SlimAttention) -> Tensor:
     """Return, for each head, the product of the norms of its values and its output columns, [H]."""
     values = attention.v.weight.unflatten(0, (attention.heads, -1)).square().sum(dim=(1, 2))
-    return (values * _out_heads(attention).square().sum(dim=(1, 2))).sqrt()
+    norms: Tensor = (values * _out_heads(attention).square().sum(dim=(1, 2))).sqrt()
+    return norms
 
 
 def _out_heads(attention: SlimAttention) -> Tensor:
     """Return the output projection's columns head by head, [H, V, C]."""
-    return attention.proj.weight.T.unflatten(0, (attention.heads, -1))
+    columns: Tensor = attention.proj.weight.T.unflatten(0, (attention.heads, -1))
+    return columns
 
 
 def _index(chosen: tuple[int, ...] | None, scores: Tensor, keep: int) -> Tensor:

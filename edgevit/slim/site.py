@@ -16,8 +16,8 @@ from edgevit.slim.token_weights import BlockWeights
 class ClosedForm:
     """What the closed form uses; the defaults are what a recipe gets, the rest is for comparison.
 
-    `aim` is the share of the drift from the dense stream that a refit tries to repair; None: no refit at all. `pull` keeps
-    refitted weights near their start, relative to the mean variance of what they multiply.
+    `aim` is the share of the drift from the dense stream that a refit tries to repair; None: no refit at all.
+    `pull` keeps refitted weights near their start, relative to the mean variance of what they multiply.
     """
 
     greedy: bool = True
@@ -33,11 +33,11 @@ class Site:
     full: SlimBlock
     cut: SlimBlock
     streams: Streams
-    weights: BlockWeights | None
+    weights: BlockWeights
     options: ClosedForm
 
     def target(self, own: Tensor, part: slice) -> Tensor:
-        """Return what a branch should add to the slim stream, [b, Q, D]; the dense stream already stands behind it.
+        """Return what a branch should add to the slim stream, [b, Q, D]; the dense one has moved already.
 
         Args:
             own: what the full branch would add, given the slim stream, [b, Q, D].
@@ -49,16 +49,12 @@ class Site:
         drift = self.streams.pooled_dense(part)[:, :tokens] - self.streams.slim[part, :tokens]
         return self.options.aim * drift + (1 - self.options.aim) * own
 
-    def token_weights(self, values: Tensor | None, part: slice, tokens: int) -> Tensor:
-        """Return the weights of the leading slim tokens, [b, tokens]; without `values` each original token weighs 1."""
-        if values is None:
-            values = torch.ones(self.streams.home.shape)
+    def token_weights(self, values: Tensor, part: slice, tokens: int) -> Tensor:
+        """Return the weights of the leading slim tokens, [b, tokens], from the original ones, [n, N]."""
         return self.streams.pool_weights(values, part)[:, :tokens]
 
-    def head_weights(self, values: Tensor | None, part: slice, heads: Tensor, tokens: int) -> Tensor:
-        """Return the weights of the leading slim tokens for each of `heads`, [H, b * tokens]."""
-        if values is None:
-            return self.token_weights(None, part, tokens).flatten().expand(len(heads), -1)
+    def head_weights(self, values: Tensor, part: slice, heads: Tensor, tokens: int) -> Tensor:
+        """Return the weights of the leading slim tokens for `heads`, [H', b * tokens], from [n, H, N]."""
         pooled = self.streams.pool_head_weights(values, part)[:, heads, :tokens]
         return pooled.transpose(0, 1).flatten(1)
 

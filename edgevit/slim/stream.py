@@ -1,7 +1,8 @@
 """Two residual streams through the network, block by block: the dense model's and the slim model's.
 
-What a block is slimmed by are statistics of the stream that the already slimmed blocks give; what it aims at is the dense
-stream, so that it repairs what earlier blocks lost. Only the streams of all images are held, never the activations.
+What a block is slimmed by are statistics of the stream that the already slimmed blocks give; what it aims at
+is the dense stream, so that it repairs what earlier blocks lost. Only the streams of all images are held,
+never the activations.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Streams:
     slim: Tensor  # [n, N', D]
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
     home: Tensor  # the slim token that holds each original token, int64 [n, N]
-    weights: list[BlockWeights] | None  # per block, of the original tokens
+    weights: list[BlockWeights]  # per block, of the original tokens
     live: int  # leading slim tokens that are still computed
     drifted: bool = False  # whether the slim stream differs from the dense one
 
@@ -70,11 +71,14 @@ class Streams:
 
     def merge(self, matches: list[TokenMatch]) -> None:
         """Merge tokens of the slim stream as `matches` (one per batch) say."""
-        merged = []
+        tokens: list[Tensor] = []
+        sizes: list[Tensor] = []
+        homes: list[Tensor] = []
         for part, match in zip(self.slices(), matches, strict=True):
-            tokens, new_sizes = pool_tokens(self.slim[part], self.sizes_of(part), match)
-            merged.append((tokens, new_sizes, _new_home(self.home[part], match, self.slim.shape[1])))
-        tokens, sizes, homes = zip(*merged, strict=True)
+            merged, size = pool_tokens(self.slim[part], self.sizes_of(part), match)
+            tokens.append(merged)
+            sizes.append(size)
+            homes.append(_new_home(self.home[part], match, self.slim.shape[1]))
         self.slim, self.sizes, self.home = torch.cat(tokens), torch.cat(sizes), torch.cat(homes)
         self.live, self.drifted = self.slim.shape[1], True
 
@@ -88,12 +92,15 @@ def open_streams(
         model: the dense model.
         batches: gives an iterator over images, [b, C, H, W]; called anew for each pass.
         progress: called after each batch.
-        weighted: whether `token_weights` are computed.
+        weighted: whether `token_weights` are computed; without, each token weighs 1.
     """
     with torch.no_grad():
         stream = torch.cat([model.embed(images) for images in batches()])
-    weights = _collect_weights(model, batches(), len(stream), progress) if weighted else None
     n, tokens, _ = stream.shape
+    if weighted:
+        weights = _collect_weights(model, batches(), n, progress)
+    else:
+        weights = [_equal_weights(block.attn.heads, n, tokens) for block in model.blocks]
     home = torch.arange(tokens).repeat(n, 1)
     return Streams(stream, stream.clone(), None, home, weights, live=tokens)
 
@@ -111,6 +118,12 @@ def _collect_weights(
         BlockWeights(*(torch.cat(parts) for parts in zip(*(row[block] for row in rows), strict=True)))
         for block in range(len(rows[0]))
     ]
+
+
+def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:
+    one = torch.ones(())
+    whole, per_head = one.expand(images, tokens), one.expand(images, heads, tokens)
+    return BlockWeights(attention=whole, mlp=whole, queries=per_head, keys=per_head)
 
 
 def _new_home(home: Tensor, match: TokenMatch, tokens: int) -> Tensor:

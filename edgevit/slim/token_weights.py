@@ -23,9 +23,10 @@ class BlockWeights(NamedTuple):
 def token_weights(model: SlimViT, batches: Iterator[Tensor], seed: int = 0) -> Iterator[list[BlockWeights]]:
     """Yield, for each batch of images [b, C, H, W], the weights of every block.
 
-    Labels are drawn from the model's own softmax; the squared gradient of log p at a place tells how the answer moves
-    when that place is disturbed (the Fisher information's diagonal, summed over channels). Half of each weight is uniform:
-    rare directions must not be lost for the tokens that this draw happened to ignore.
+    Labels are drawn from the model's own softmax; the squared gradient of log p at a place tells how the
+    answer moves when that place is disturbed (the Fisher information's diagonal, summed over channels). Half
+    of each weight is uniform: rare directions must not be lost for the tokens that this draw happened to
+    ignore.
     """
     generator = torch.Generator().manual_seed(seed)
     for images in batches:
