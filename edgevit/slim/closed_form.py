@@ -7,11 +7,25 @@ Shapes: C embed width, K/V dims per head, r the dims that remain, F hidden neuro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 RIDGE = 1e-4  # of the mean variance, on the diagonal of what is inverted
 EIGENVALUE_FLOOR = 1e-6  # of the largest: directions below it carry rounding, not signal
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep LAPACK on one thread: for one 64 x 64 SVD a busy machine's pool needs 0.2 s, one thread 2 ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def roots(symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +36,7 @@ def roots(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors / root.unsqueeze(-2)) @ vectors.mT
 
 
+@_one_thread()
 def reduce_qk(query_square: Tensor, key_covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Find the best rank-r form of the logits qᵀk of each head.
 
@@ -44,6 +59,7 @@ def reduce_qk(query_square: Tensor, key_covariance: Tensor, rank: int) -> tuple[
     return scale * left.mT[..., :rank, :] @ inverse_q, scale * right[..., :rank, :] @ inverse_k
 
 
+@_one_thread()
 def reduce_vo(out_weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Find the best rank-r form of what one head adds to the residual stream.
 

@@ -98,26 +98,11 @@ def open_streams(
         stream = torch.cat([model.embed(images) for images in batches()])
     n, tokens, _ = stream.shape
     if weighted:
-        weights = _collect_weights(model, batches(), n, progress)
+        weights = token_weights(model, n, batches(), progress)
     else:
         weights = [_equal_weights(block.attn.heads, n, tokens) for block in model.blocks]
     home = torch.arange(tokens).repeat(n, 1)
     return Streams(stream, stream.clone(), None, home, weights, live=tokens)
-
-
-def _collect_weights(
-    model: SlimViT, batches: Iterator[Tensor], images: int, progress: Progress
-) -> list[BlockWeights]:
-    rows: list[list[BlockWeights]] = []
-    count = 0
-    for batch in token_weights(model, batches):
-        rows.append(batch)
-        count += len(batch[0].mlp)
-        progress("weighing tokens", count, images)
-    return [
-        BlockWeights(*(torch.cat(parts) for parts in zip(*(row[block] for row in rows), strict=True)))
-        for block in range(len(rows[0]))
-    ]
 
 
 def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from edgevit.models.layers import SlimViT
+from edgevit.progress import Progress
+
+_PIECE = 8  # images whose activations are held for the gradient
 
 
 class BlockWeights(NamedTuple):
@@ -20,26 +23,37 @@ class BlockWeights(NamedTuple):
     keys: Tensor  # columns of the logits, [n, H, N]
 
 
-def token_weights(model: SlimViT, batches: Iterator[Tensor], seed: int = 0) -> Iterator[list[BlockWeights]]:
-    """Yield, for each batch of images [b, C, H, W], the weights of every block.
+def token_weights(
+    model: SlimViT, images: int, batches: Iterator[Tensor], progress: Progress
+) -> list[BlockWeights]:
+    """Return the weights of every block for all images of `batches`, [b, C, H, W].
 
     Labels are drawn from the model's own softmax; the squared gradient of log p at a place tells how the
     answer moves when that place is disturbed (the Fisher information's diagonal, summed over channels). Half
     of each weight is uniform: rare directions must not be lost for the tokens that this draw happened to
     ignore.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for images in batches:
-        places = _forward(model, images)
-        draw = torch.multinomial(places.logits.detach().softmax(dim=-1), 1, generator=generator)
-        objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
-        flat = [
-            place
-            for block in zip(places.attention, places.mlp, places.scores, strict=True)
-            for place in block
-        ]
-        gradients = torch.autograd.grad(objective, flat)
-        yield [_block_weights(*gradients[3 * i : 3 * i + 3]) for i in range(len(places.mlp))]
+    generator = torch.Generator().manual_seed(0)
+    rows: list[list[BlockWeights]] = []
+    for batch in batches:
+        rows += [_squared_gradients(model, piece, generator) for piece in batch.split(_PIECE)]
+        progress("weighing tokens", sum(len(row[0].mlp) for row in rows), images)
+    return [_half_uniform(parts) for parts in zip(*rows, strict=True)]
+
+
+def _squared_gradients(model: SlimViT, images: Tensor, generator: torch.Generator) -> list[BlockWeights]:
+    """Return the squared gradients of log p of a drawn label, for every block."""
+    places = _forward(model, images)
+    draw = torch.multinomial(places.logits.detach().softmax(dim=-1), 1, generator=generator)
+    objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
+    wanted = [*places.attention, *places.mlp, *places.scores]
+    gradients = torch.autograd.grad(objective, wanted)
+    return [_sum_channels(*of_block) for of_block in zip(*_thirds(gradients), strict=True)]
+
+
+def _thirds(values: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    count = len(values) // 3
+    return values[:count], values[count : 2 * count], values[2 * count :]
 
 
 class _Places(NamedTuple):
@@ -67,17 +81,18 @@ def _forward(model: SlimViT, images: Tensor) -> _Places:
     return places._replace(logits=model.classify(x, None))
 
 
-def _block_weights(attention: Tensor, mlp: Tensor, scores: Tensor) -> BlockWeights:
+def _sum_channels(attention: Tensor, mlp: Tensor, scores: Tensor) -> BlockWeights:
     squared = scores.square()  # [B, H, N, N]
     return BlockWeights(
-        _half_uniform(attention.square().sum(dim=-1)),
-        _half_uniform(mlp.square().sum(dim=-1)),
-        _half_uniform(squared.sum(dim=-1)),
-        _half_uniform(squared.sum(dim=-2)),
+        attention.square().sum(dim=-1), mlp.square().sum(dim=-1), squared.sum(dim=-1), squared.sum(dim=-2)
     )
 
 
-def _half_uniform(values: Tensor) -> Tensor:
-    """Return 1/2 + 1/2 values / mean, the mean taken over tokens and images of the batch."""
-    mean = values.mean(dim=(0, -1), keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-    return 0.5 + 0.5 * values / mean
+def _half_uniform(parts: tuple[BlockWeights, ...]) -> BlockWeights:
+    """Return 1/2 + 1/2 values / mean for all images of one block, the mean over images and tokens."""
+    weights = []
+    for pieces in zip(*parts, strict=True):
+        values = torch.cat(pieces)
+        mean = values.mean(dim=(0, -1), keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+        weights.append(0.5 + 0.5 * values / mean)
+    return BlockWeights(*weights)
