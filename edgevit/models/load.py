@@ -17,7 +17,7 @@ from torch import nn
 
 from edgevit.errors import RecipeError, WeightsError
 from edgevit.images import Preprocess, preprocess_from_json, preprocess_to_json
-from edgevit.models.arch import arch_from_json, arch_to_json
+from edgevit.models.arch import Arch, arch_from_json, arch_to_json
 from edgevit.models.layers import SlimViT
 from edgevit.models.weights import check_weights, read_weights
 from edgevit.schema import nearest
@@ -81,18 +81,39 @@ def load_saved(directory: Path) -> LoadedModel:
     Raises:
         WeightsError: a file is missing, damaged or of another schema.
     """
-    where = directory / ARCH_FILE
+    arch_file, weights_file = directory / ARCH_FILE, directory / WEIGHTS_FILE
     try:
-        data: dict[str, Any] = json.loads(where.read_text())
-        weights = load_file(directory / WEIGHTS_FILE)
-    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        found: object = json.loads(arch_file.read_text())
+        weights = load_file(weights_file)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise WeightsError(f"model {directory}: cannot be read ({error}). Build it again.") from error
-    preprocess = preprocess_from_json(data.pop("preprocess"))
-    labels, random_weights = data.pop("labels"), bool(data.pop("random_weights"))
-    model = SlimViT(arch_from_json(data, str(where))).eval()
-    check_weights(weights, model.state_dict(), str(directory / WEIGHTS_FILE), str(where))
+    read = _read_arch_file(found, arch_file)
+    model = SlimViT(read.arch).eval()
+    check_weights(weights, model.state_dict(), str(weights_file), str(arch_file))
     model.load_state_dict(weights)
-    return LoadedModel(model, preprocess, tuple(labels) if labels else None, random_weights)
+    return LoadedModel(model, read.preprocess, read.labels, read.random_weights)
+
+
+@dataclass(frozen=True)
+class _ArchFile:
+    arch: Arch
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None
+    random_weights: bool
+
+
+def _read_arch_file(found: object, where: Path) -> _ArchFile:
+    try:
+        if not isinstance(found, dict):
+            raise TypeError(f"expected a JSON object, got {type(found).__name__}")
+        data: dict[str, Any] = dict(found)
+        preprocess = preprocess_from_json(data.pop("preprocess"))
+        labels, random_weights = data.pop("labels"), bool(data.pop("random_weights"))
+        return _ArchFile(
+            arch_from_json(data, str(where)), preprocess, tuple(labels) if labels else None, random_weights
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{where}: incomplete or damaged ({error!r}). Build the model again.") from error
 
 
 def _load_timm(source: ModelSource) -> LoadedModel:

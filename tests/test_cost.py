@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
+
+from edgevit.cost import Cost, model_cost
+from edgevit.models.anatomy import slim_arch
+from edgevit.models.arch import Arch, BlockDims
+from edgevit.plan import Counts
+
+FORMS: dict[str, Arch] = {
+    "plain": ARCH,
+    "distilled": toy_arch("class+distillation", prefix=2),
+    "registers": toy_arch(prefix=5),
+    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
+    "mean of all, no class token": dataclasses.replace(toy_arch("mean", prefix=0), norm="none"),
+    "CLIP": dataclasses.replace(ARCH, pre_norm=True),
+    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
+    "qk-norm without bias": dataclasses.replace(ARCH, qk_norm=True, qkv_bias=False),
+    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "grey and wide": dataclasses.replace(toy_arch(), image=(1, 8, 32), patch=(2, 8)),
+}
+PLANS: dict[str, tuple[Counts, bool]] = {
+    "all": (Counts(), False),
+    "dims": (Counts(heads=[3, 2, 1], vo_dim=[8, 3, 2], hidden=[40, 7, 30]), False),
+    "QK": (Counts(qk_dim=[8, 5, 1]), False),
+    "merges": (Counts(tokens=[14, 9, 9]), False),
+    "dead": (Counts(), True),
+    "merges and dead": (Counts(heads=2, hidden=16, tokens=[13, 10, 10]), True),
+}
+
+
+PAIRS = [("plain", plan) for plan in PLANS]
+PAIRS += [
+    (form, "merges" if arch.read_tokens is None else "merges and dead")
+    for form, arch in FORMS.items()
+    if form != "plain"
+]
+
+
+@pytest.mark.parametrize(("form", "plan"), PAIRS)
+def test_cost_from_dims_is_what_runs_and_what_is_stored(form: str, plan: str) -> None:
+    counts, dead = PLANS[plan]
+    arch = slim_arch(FORMS[form], toy_plan(toy_model(FORMS[form]), counts, dead_tokens=dead))
+    model = toy_model(arch)
+    with FlopCounterMode(display=False) as counter:
+        model(noise_images(1, arch))
+    total = model_cost(arch).total
+    assert 2 * total.macs == counter.get_total_flops()
+    assert total.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cost_of_parts_is_the_params_of_parts(form: str) -> None:
+    arch = FORMS[form]
+    model, cost = toy_model(arch), model_cost(arch)
+    for block, part in zip(model.blocks, cost.blocks, strict=True):
+        assert part.params == sum(parameter.numel() for parameter in block.parameters())
+    outside = [name for name, _ in model.named_parameters() if name.startswith(("head", "norm."))]
+    assert cost.head.params == sum(model.get_parameter(name).numel() for name in outside)
+
+
+def _deit(width: int, heads: int) -> Arch:
+    block = BlockDims(heads, 64, 64, 4 * width, tokens_in=197, tokens_out=197, queries=197)
+    return dataclasses.replace(
+        ARCH, image=(3, 224, 224), patch=(16, 16), embed=width, classes=1000, blocks=(block,) * 12
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "gmacs", "published"),
+    [(192, 3, 1.254, 5_717_416), (384, 6, 4.599, 22_050_664), (768, 12, 17.564, 86_567_656)],
+)
+def test_cost_of_deit_is_that_of_the_literature(width: int, heads: int, gmacs: float, published: int) -> None:
+    total = model_cost(_deit(width, heads)).total
+    assert round(total.macs / 1e9, 3) == gmacs
+    folded = (2 * 12 + 1) * width  # key and value biases of 12 blocks, and the class token's position
+    assert total.params == published - folded
+
+
+def test_costs_add_up() -> None:
+    cost = model_cost(ARCH)
+    assert cost.total.macs == cost.stem.macs + sum(block.macs for block in cost.blocks) + cost.head.macs
+    assert Cost(1, 2) + Cost(10, 20) == Cost(11, 22)
+    assert Cost(macs=0, params=3).bytes == 12
+
+
+def test_cutting_a_kind_makes_its_block_alone_cheaper() -> None:
+    dense = model_cost(ARCH).blocks
+    cut = model_cost(slim_arch(ARCH, toy_plan(toy_model(), Counts(hidden=[40, 20, 40])))).blocks
+    assert (dense[0], dense[2]) == (cut[0], cut[2])
+    assert dense[1].macs - cut[1].macs == 2 * 17 * 24 * 20

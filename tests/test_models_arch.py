@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from toy_vits import ARCH, toy_arch
+
+from edgevit.errors import WeightsError
+from edgevit.models.arch import arch_from_json, arch_to_json
+
+
+@pytest.mark.parametrize(
+    "arch", [ARCH, toy_arch("class+distillation", 2), dataclasses.replace(toy_arch("mean"), norm="none")]
+)
+def test_arch_survives_json(arch: object) -> None:
+    assert arch_from_json(json.loads(json.dumps(arch_to_json(arch))), "arch.json") == arch  # type: ignore[arg-type]
+
+
+def test_arch_counts_its_tokens() -> None:
+    arch = dataclasses.replace(ARCH, image=(1, 8, 32), patch=(2, 8), prefix=3)
+    assert (arch.patches, arch.tokens) == (16, 19)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, r'x.json: expected .* schema 1 and family .vit., got {"schema": 2, "family": "vit"}'),
+        ({"family": "swin"}, '"family": "swin"'),
+        ({"colour": "red"}, "x.json: the arch is incomplete or has unknown keys: .*colour"),
+        ({"blocks": [{"heads": 3}]}, "missing 6 required positional arguments: 'qk_dim'"),
+    ],
+)
+def test_arch_that_cannot_be_read_says_where(change: dict[str, object], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        arch_from_json(arch_to_json(ARCH) | change, "x.json")
+
+
+@pytest.mark.parametrize("key", ["embed", "blocks"])
+def test_arch_without_a_key_names_it(key: str) -> None:
+    data = arch_to_json(ARCH)
+    del data[key]
+    with pytest.raises(WeightsError, match=f"incomplete or has unknown keys: .*{key}"):
+        arch_from_json(data, "x.json")
