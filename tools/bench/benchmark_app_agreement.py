@@ -4,7 +4,7 @@
 
 Both run in fresh processes, in turns, in an order that changes with every round, so that whatever else the
 machine does hits both. Printed: the two medians of every round, and the ratio over all rounds with its 95 %
-interval (rounds are resampled). Exit code 1 when the ratio is more than `--tolerance` from 1.
+interval (rounds are resampled); the ratio is recorded. Exit code 1 when it is more than `--tolerance` from 1.
 
 The precision, the input's type (benchmark_app would take u8) and the threads are given to both. What differs:
 benchmark_app fills its input once and times OpenVINO alone; edgevit's sample is the whole call from Python,
@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import record
+from record import Bound, Figure, Notebook, Row
 
 from edgevit.backends import get_backend
 from edgevit.measure.protocol import measure_pair
@@ -35,13 +37,17 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("artefact", type=Path, help="an OpenVINO .xml with its .bin beside it")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", help="what the artefact is, for the record; default: its path")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=5, help="of each of the two, in each round")
     parser.add_argument("--tolerance", type=float, default=0.05)
+    record.add_options(parser)
     parser.add_argument("--ours-once", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 2, 1
+    return arguments
 
 
 def measure_ours(arguments: argparse.Namespace) -> float:
@@ -94,29 +100,49 @@ def _find(pattern: str, log: str) -> tuple[str, ...]:
     return match.groups()
 
 
-def main() -> None:
-    """Print the comparison; exit with 1 when the two disagree."""
-    arguments = parse_arguments()
-    if arguments.ours_once:
-        print(measure_ours(arguments))
-        return
+def compare(arguments: argparse.Namespace) -> Row:
+    """Measure with both in turns."""
     rng = np.random.default_rng(0)
     runs = {"edgevit": run_ours, "benchmark_app": run_theirs}
     rounds: list[tuple[float, float]] = []
-    print("round  edgevit ms  benchmark_app ms   ratio")
+    print("round  edgevit ms  benchmark_app ms   ratio", file=sys.stderr)
     for number in range(arguments.rounds):
         found = {name: runs[name](arguments) for name in rng.permutation(list(runs))}
         ours, theirs = found["edgevit"], found["benchmark_app"]
         rounds.append((ours, theirs))
-        print(f"{number:5d}  {ours:10.3f}  {theirs:16.3f}  {ours / theirs:6.3f}", flush=True)
+        line = f"{number:5d}  {ours:10.3f}  {theirs:16.3f}  {ours / theirs:6.3f}"
+        print(line, file=sys.stderr, flush=True)
     ratios = np.array([ours / theirs for ours, theirs in rounds])
     draws = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    ratio, (low, high) = float(np.median(ratios)), np.percentile(draws, [2.5, 97.5])
-    ours, theirs = np.median(np.array(rounds), axis=0)
-    print(f"median: edgevit {ours:.3f} ms, benchmark_app {theirs:.3f} ms")
-    print(f"ratio:  {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    if abs(ratio - 1.0) > arguments.tolerance:
-        raise SystemExit(f"they differ by {ratio - 1.0:+.1%}, allowed {arguments.tolerance:.0%}")
+    low, high = (float(end) for end in np.percentile(draws, [2.5, 97.5]))
+    ours, theirs = (float(median) for median in np.median(np.array(rounds), axis=0))
+    bound = Bound(1 - arguments.tolerance, 1 + arguments.tolerance)
+    name = arguments.name or str(arguments.artefact)
+    threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
+    return Row(
+        f"{name}: {arguments.precision}, {threads}",
+        {
+            "edgevit, ms": Figure(ours, ".3f"),
+            "benchmark_app, ms": Figure(theirs, ".3f"),
+            "rounds": str(len(rounds)),
+            "edgevit / benchmark_app": Figure(float(np.median(ratios)), ".3f", (low, high), bound),
+        },
+    )
+
+
+def main() -> None:
+    """Record the comparison; exit with 1 when the two disagree."""
+    arguments = parse_arguments()
+    if arguments.ours_once:
+        print(measure_ours(arguments))
+        return
+    notebook = Notebook(quick=arguments.quick)
+    row = compare(arguments)
+    notebook.write("benchmark-app", [row])
+    ratio = row.cells["edgevit / benchmark_app"]
+    assert isinstance(ratio, Figure)
+    if not ratio.met:
+        raise SystemExit(f"they differ by {ratio.value - 1.0:+.1%}, allowed {arguments.tolerance:.0%}")
 
 
 if __name__ == "__main__":
