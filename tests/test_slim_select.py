@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
+
+from edgevit.models.arch import Arch
+from edgevit.models.layers import SlimViT
+from edgevit.plan import BlockPlan, Counts, Kept, Plan
+from edgevit.slim.select import head_norms, slim_by_selection
+
+FORMS = {
+    "plain": ARCH,
+    "distilled": toy_arch("class+distillation", 2),
+    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
+    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
+    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
+}
+
+
+def _equal_outputs(slim: SlimViT, dense: SlimViT) -> None:
+    image = noise_images(3, dense.arch)
+    torch.testing.assert_close(slim(image), dense(image), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_selection_of_all_reproduces_the_model(form: str) -> None:
+    dense = toy_model(FORMS[form])
+    slim = slim_by_selection(dense, toy_plan(dense, Counts()))
+    assert slim is not dense
+    assert slim.arch == dense.arch
+    for name, value in dense.state_dict().items():
+        assert torch.equal(slim.state_dict()[name], value), name
+
+
+def _rows_of(head: int, dims: tuple[int, ...]) -> list[int]:
+    return [8 * head + dim for dim in dims]
+
+
+ALL = tuple(range(8))
+DEAD = ((1, 4, 6), (0, 2, 7), (3, 4, 5))  # dims of each head that the tests below make zero
+
+
+@pytest.mark.parametrize("part", ["values", "projection"])
+@pytest.mark.parametrize("form", FORMS)
+def test_cutting_heads_that_are_zero_leaves_the_output_equal(form: str, part: str) -> None:
+    dense = toy_model(FORMS[form])
+    for block, head in zip(dense.blocks, (0, 2, 1), strict=True):
+        if part == "values":
+            block.attn.v.weight[_rows_of(head, ALL)] = 0
+        else:
+            block.attn.proj.weight[:, _rows_of(head, ALL)] = 0
+    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(heads=2))), dense)
+
+
+@pytest.mark.parametrize("part", ["queries", "keys"])
+def test_cutting_qk_dims_that_are_zero_leaves_the_output_equal(part: str) -> None:
+    """The biases of what stays are random; the scale must stay that of 8 dims."""
+    dense = toy_model()
+    for block in dense.blocks:
+        for head, dims in enumerate(DEAD):
+            rows = _rows_of(head, dims)
+            if part == "queries":
+                block.attn.q.weight[rows] = 0
+                block.attn.q.bias[rows] = 0
+            else:
+                block.attn.k.weight[rows] = 0
+    slim = slim_by_selection(dense, toy_plan(dense, Counts(qk_dim=5)))
+    assert slim.blocks[0].attn.q.weight.shape == (15, 24)
+    assert slim.blocks[0].attn.scale == 8**-0.5
+    _equal_outputs(slim, dense)
+
+
+@pytest.mark.parametrize("part", ["values", "projection"])
+def test_cutting_vo_dims_that_are_zero_leaves_the_output_equal(part: str) -> None:
+    dense = toy_model()
+    for block in dense.blocks:
+        for head, dims in enumerate(DEAD):
+            if part == "values":
+                block.attn.v.weight[_rows_of(head, dims)] = 0
+            else:
+                block.attn.proj.weight[:, _rows_of(head, dims)] = 0
+    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(vo_dim=5))), dense)
+
+
+def test_cutting_neurons_that_are_zero_leaves_the_output_equal() -> None:
+    dense = toy_model()
+    for block in dense.blocks:
+        block.mlp.fc2.weight[:, [0, 7, 8, 39]] = 0
+    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=36))), dense)
+
+
+def test_cutting_everything_that_is_zero_at_once_leaves_the_output_equal() -> None:
+    dense = toy_model(toy_arch("class+distillation", 2))
+    for block in dense.blocks:
+        block.attn.v.weight[_rows_of(1, ALL)] = 0
+        for head, dims in enumerate(DEAD):
+            block.attn.k.weight[_rows_of(head, dims)] = 0
+            block.attn.proj.weight[:, _rows_of(head, dims)] = 0
+        block.mlp.fc2.weight[:, ::2] = 0
+    plan = toy_plan(dense, Counts(heads=2, qk_dim=5, vo_dim=5, hidden=20), dead_tokens=True)
+    _equal_outputs(slim_by_selection(dense, plan), dense)
+
+
+KEPT = Kept(heads=(0, 2), qk=((0, 3, 7), (1, 2, 6)), vo=((2, 5), (0, 7)), hidden=tuple(range(1, 40, 3)))
+
+
+def _mask(dense: SlimViT) -> SlimViT:
+    """Return a model of dense dims with zeros wherever `KEPT` keeps nothing."""
+    masked = SlimViT(dense.arch).eval().requires_grad_(False)
+    masked.load_state_dict(dense.state_dict())
+    assert KEPT.heads is not None
+    assert KEPT.qk is not None
+    assert KEPT.vo is not None
+    qk = [row for head, dims in zip(KEPT.heads, KEPT.qk, strict=True) for row in _rows_of(head, dims)]
+    vo = [row for head, dims in zip(KEPT.heads, KEPT.vo, strict=True) for row in _rows_of(head, dims)]
+    for block in masked.blocks:
+        block.attn.k.weight[[row for row in range(24) if row not in qk]] = 0
+        block.attn.v.weight[[row for row in range(24) if row not in vo]] = 0
+        block.mlp.fc2.weight[:, [j for j in range(40) if j not in (KEPT.hidden or ())]] = 0
+    return masked
+
+
+def test_selection_by_index_is_exact_against_a_mask() -> None:
+    dense = toy_model()
+    plan = Plan((BlockPlan(2, 3, 2, 13, 17, KEPT),) * 3)
+    _equal_outputs(slim_by_selection(dense, plan), _mask(dense))
+
+
+def test_selection_without_indices_keeps_the_largest_norms() -> None:
+    dense = toy_model()
+    attention = dense.blocks[1].attn
+    kept = head_norms(attention).topk(2).indices.sort().values
+    slim = slim_by_selection(dense, toy_plan(dense, Counts(heads=2)))
+    expected = attention.q.weight.unflatten(0, (3, 8))[kept].flatten(0, 1)
+    assert torch.equal(slim.blocks[1].attn.q.weight, expected)
+
+
+def test_head_norms_are_products_of_norms() -> None:
+    attention = toy_model().blocks[0].attn
+    expected = [
+        attention.v.weight[_rows_of(head, ALL)].norm() * attention.proj.weight[:, _rows_of(head, ALL)].norm()
+        for head in range(3)
+    ]
+    torch.testing.assert_close(head_norms(attention), torch.stack(expected))
+
+
+def test_selection_that_merges_and_drops_dead_tokens_has_the_promised_tokens() -> None:
+    dense = toy_model()
+    slim = slim_by_selection(dense, toy_plan(dense, Counts(tokens=[17, 12, 12]), dead_tokens=True))
+    x, sizes = slim.embed(noise_images(2)), None
+    for block, tokens in zip(slim.blocks, (17, 12, 1), strict=True):
+        x, sizes = block(x, sizes)
+        assert x.shape == (2, tokens, 24)
+
+
+def test_selection_leaves_the_dense_model_as_it_is() -> None:
+    dense = toy_model()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    slim = slim_by_selection(dense, toy_plan(dense, Counts(hidden=20)))
+    for parameter in slim.parameters():
+        parameter.requires_grad_(False).zero_()
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+def test_selection_works_on_a_model_that_was_slimmed_before() -> None:
+    dense = toy_model()
+    once = slim_by_selection(dense, toy_plan(dense, Counts(hidden=20))).requires_grad_(False)
+    twice = slim_by_selection(once, toy_plan(once, Counts(hidden=[20, 10, 20], heads=[3, 3, 2])))
+    arch: Arch = twice.arch
+    assert [(block.hidden, block.heads) for block in arch.blocks] == [(20, 3), (10, 3), (20, 2)]
+    direct = slim_by_selection(dense, toy_plan(dense, Counts(hidden=[20, 10, 20], heads=[3, 3, 2])))
+    _equal_outputs(twice, direct)
