@@ -25,7 +25,11 @@ from edgevit.schema import load_toml
 
 
 def edgevit(*args: str | Path) -> ClickResult:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    """Run a command; a build or measurement that a busy machine made untrusted is tried again."""
+    tries = 10 if args[0] in ("build", "measure") else 1
+    while (result := CliRunner().invoke(app, [str(arg) for arg in args])).exit_code == 7 and tries > 1:
+        tries -= 1
+    return result
 
 
 def python(code: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
@@ -277,10 +281,8 @@ def test_interrupted_build_exits_130_and_can_go_on(toy: Path, tmp_path: Path) ->
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=60)
-    assert (child.returncode, stderr.startswith("edgevit: stopped. Stages that were finished are kept")) == (
-        130,
-        True,
-    )
+    assert child.returncode == 130, stderr
+    assert stderr.startswith("edgevit: stopped. Stages that were finished are kept")
     assert "Traceback" not in stderr
     assert any(path.name.startswith("evaluate-") for path in (out / ".edgevit" / "stages").iterdir())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from sample_report import result as sample
 from toy_build import PLAN, TIMING, write_toy
 
 from edgevit.disk import files_below, sha256_file
@@ -20,14 +22,19 @@ from edgevit.errors import (
 )
 from edgevit.models.load import load_saved
 from edgevit.pipeline import BuildOptions, build
+from edgevit.pipeline.facts import busy_warnings
 from edgevit.recipe import load_recipe
 from edgevit.report.model import Report, load_report
 
 REPORTS = {"report.json", "report.html"}
 
 
-def run(recipe: Path, out: Path, **options: object) -> Report:
-    return build(load_recipe(str(recipe)), out, BuildOptions(**options))  # type: ignore[arg-type]
+def run(recipe: Path, out: Path, options: BuildOptions | None = None) -> Report:
+    """Build; a timing that a busy machine made untrusted is taken again, all else is there already."""
+    for _ in range(9):
+        with contextlib.suppress(MeasurementError):
+            return build(load_recipe(str(recipe)), out, options or BuildOptions())
+    return build(load_recipe(str(recipe)), out, options or BuildOptions())
 
 
 def public_hashes(out: Path) -> dict[str, str]:
@@ -40,6 +47,11 @@ def made(report: Report) -> list[str]:
     return [stage.name for stage in report.stages if not stage.reused]
 
 
+def about_inputs(report: Report) -> tuple[str, ...]:
+    """Return the warnings, without those that other programs on the machine cause."""
+    return tuple(text for text in report.warnings if " was timed at a load of " not in text)
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy(tmp_path_factory.mktemp("toy"), runtime="openvino")
@@ -49,7 +61,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(toy: Path) -> tuple[Report, Path]:
     """Return a finished build; tests do not change it."""
     out = toy.parent / "build" / "toy"
-    return run(toy, out, depfile=toy.parent / "toy.d"), out
+    return run(toy, out, BuildOptions(depfile=toy.parent / "toy.d")), out
 
 
 def test_build_writes_the_files_of_the_contract(built: tuple[Report, Path]) -> None:
@@ -219,7 +231,7 @@ def test_build_without_images_and_weights_warns(tmp_path: Path) -> None:
     report = run(recipe, tmp_path / "out")
     assert report.source.weights == "random"
     assert report.recover == "none"
-    assert [warning.split(":")[0] for warning in report.warnings] == [
+    assert [warning.split(":")[0] for warning in about_inputs(report)] == [
         "the weights are random", "no [evaluation] images",
     ]  # fmt: skip
     (result,) = report.results
@@ -233,7 +245,7 @@ def test_build_without_labels_reports_the_agreement_alone(copy: tuple[Path, Path
     (result,) = report.results
     assert result.slim.agreement is not None
     assert (result.slim.top1, result.drop) == (None, None)
-    assert report.warnings == ("the evaluation images have no labels: only the agreement is known",)
+    assert about_inputs(report) == ("the evaluation images have no labels: only the agreement is known",)
 
 
 def test_build_with_skipped_images_names_them(copy: tuple[Path, Path]) -> None:
@@ -242,7 +254,7 @@ def test_build_with_skipped_images_names_them(copy: tuple[Path, Path]) -> None:
     skip = 'kind = "folder"\npath = "evaluation"\non_corrupt = "skip"\n'
     (recipe.parent / "evaluation.toml").write_text(skip)
     report = run(recipe, out)
-    assert report.warnings == ("1 of 24 evaluation images were corrupt and skipped",)
+    assert about_inputs(report) == ("1 of 24 evaluation images were corrupt and skipped",)
     assert report.evaluation is not None
     assert [Path(name).name for name in report.evaluation.skipped] == ["000.png"]
 
@@ -281,7 +293,7 @@ def test_build_for_another_target_removes_the_files_of_the_first(copy: tuple[Pat
     recipe, out = copy
     other = recipe.parent / "other.toml"
     other.write_text((recipe.parent / "short.toml").read_text())
-    report = run(recipe, out, targets=(str(other),))
+    report = run(recipe, out, BuildOptions(targets=(str(other),)))
     assert [result.target for result in report.results] == ["other"]
     assert not (out / "short").exists()
     assert (out / "other" / "fp32" / "model.onnx").is_file()
@@ -293,10 +305,19 @@ def test_build_untrusted_timing_is_an_error_and_is_measured_again(copy: tuple[Pa
     target.write_text(target.read_text().replace("max_interval_ratio = 1.0", "max_interval_ratio = 1e-9"))
     for _ in range(2):
         with pytest.raises(MeasurementError, match="short fp32: the 95 % interval of the speed-up"):
-            run(recipe, out)
+            build(load_recipe(str(recipe)), out)
         report = load_report(out)
         assert report.results[0].verdict == "untrusted"
         assert "time short fp32" in made(report)
+
+
+@pytest.mark.parametrize(("load", "warned"), [(2.9, False), (3.1, True), (None, False)])
+def test_timing_beside_other_programs_is_warned_of(load: float | None, warned: bool) -> None:
+    busy = sample("fp32", 6.0, 4.0).model_copy(update={"protocol": {"load_1min": [load, load]}})
+    found = busy_warnings([busy], 2)
+    assert [text.split(":")[0] for text in found] == (
+        ["openvino-cpu fp32 was timed at a load of 3.1 on 2 cores"] if warned else []
+    )
 
 
 def test_build_device_that_is_not_here_is_an_error(copy: tuple[Path, Path]) -> None:
@@ -338,6 +359,7 @@ def test_build_of_a_saved_model_cuts_it_further(
 KILLED_AGAIN_AND_AGAIN = """
 import itertools, os, signal, sys
 from pathlib import Path
+from edgevit.errors import MeasurementError
 from edgevit.export import onnx, links, verify
 from edgevit.models import vit
 from edgevit.pipeline import build
@@ -353,10 +375,13 @@ for run in itertools.count(1):
             if event == "os.rename" and next(renames) == 3 * run:
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(kill)
-        build(recipe, out)
+        try:
+            build(recipe, out)
+        except MeasurementError:  # a busy machine; the next run measures again
+            os._exit(7)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
+    if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status) != 7:
         print(run, os.waitstatus_to_exitcode(status))
         break
 """

@@ -351,3 +351,25 @@ def test_open_on_a_read_only_disk_says_so(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OutputError, match=r"cannot be written \(Read-only file system\). Make it writable"):
         Store.open(small_disk / "b", "toy")
+
+
+def test_write_replaces_its_own_file_and_refuses_a_foreign_one(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "b", "toy") as store:
+        store.write("report.json", "1")
+        store.write("report.json", "2")
+        (tmp_path / "b" / "mine.txt").write_text("mine")
+        with pytest.raises(OutputError, match="in the way and was not written by edgevit"):
+            store.write("mine.txt", "theirs")
+        assert store.published == ("report.json",)
+    assert (tmp_path / "b" / "report.json").read_text() == "2"
+    assert (tmp_path / "b" / "mine.txt").read_text() == "mine"
+
+
+def test_withdraw_removes_only_what_edgevit_wrote(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "b", "toy") as store:
+        store.write("manifest.json", "{}")
+        (tmp_path / "b" / "mine.txt").write_text("mine")
+        store.withdraw("manifest.json")
+        store.withdraw("mine.txt")
+    assert not (tmp_path / "b" / "manifest.json").exists()
+    assert (tmp_path / "b" / "mine.txt").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from edgevit.report.model import (
 )
 
 _SEED = 0
+_BUSY = 1.5
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def make_report(
         name=recipe.name,
         recipe_sha256=inputs.recipe.sha256,
         versions=dict(found.versions),
-        warnings=tuple(_warnings(inputs, found)),
+        warnings=(*_warnings(inputs, found), *busy_warnings(results, os.cpu_count() or 1)),
         source=_source(inputs, found),
         recover=recipe.recover,
         plan=PlanFacts(
@@ -158,6 +160,25 @@ def _warnings(inputs: Inputs, found: Found) -> list[str]:
     )
     if same and _same_set(inputs):
         warnings.append("calibration and evaluation use the same image set: the accuracy is flattered")
+    return warnings
+
+
+def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:
+    """Say which timings were taken beside other programs: their interval may be narrow and still be wrong.
+
+    ONNX Runtime's threads wait for each other by spinning; with more programs than cores that multiplied the
+    latency of a larger model by four and of a smaller one hardly at all. The build itself loads the machine
+    with as many threads as there are cores, so that much is no sign of others.
+    """
+    warnings = []
+    for result in results:
+        load = result.protocol.get("load_1min")
+        before = load[0] if isinstance(load, list) and load else None
+        if isinstance(before, int | float) and before > _BUSY * cores:
+            warnings.append(
+                f"{result.target} {result.precision} was timed at a load of {before:.1f} on {cores} cores:"
+                " other programs were running, do not rely on its times"
+            )
     return warnings
 
 
