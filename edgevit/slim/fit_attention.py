@@ -1,6 +1,6 @@
 """Closed form of one attention: which heads stay, their QK and VO bases, and the refit of the projection.
 
-Shapes: b images of a batch, N tokens, Q live tokens, H' kept heads, K/V dims per head, C embed width.
+Shapes: b images of a batch, N' slim tokens, H' kept heads, K/V dims per head, C embed width.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _normed(site: Site, part: slice) -> Tensor:
 
 
 def _mix(site: Site, attention: SlimAttention, y: Tensor, part: slice) -> Tensor:
-    return attention.mix(y, attention.keys(y), site.cut.dims.queries, site.streams.sizes_of(part))
+    return attention.mix(y, attention.keys(y), y.shape[1], site.streams.sizes_of(part))
 
 
 def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,7 @@ def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
     moments = Moments()
     for part in site.streams.slices():
         mixed = _mix(site, attention, _normed(site, part), part)
-        weights = site.token_weights(site.weights.attention, part, mixed.shape[1])
-        moments.add(mixed.flatten(0, 1), weights.flatten())
+        moments.add(mixed.flatten(0, 1), site.token_weights(site.weights.attention, part))
     return closed_form.eliminate_heads(out, moments.covariance, attention.heads, site.cut.attn.heads)
 
 
@@ -101,10 +100,10 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
     squares, covariances = Moments(), Moments()
     for part in site.streams.slices():
         y = _normed(site, part)
-        queries = full.queries(y[:, : site.cut.dims.queries])[:, heads] / full.scale
+        queries = full.queries(y)[:, heads] / full.scale
         keys = full.keys(y)[:, heads]
-        row = site.head_weights(site.weights.queries, part, heads, queries.shape[2])
-        column = site.head_weights(site.weights.keys, part, heads, keys.shape[2])
+        row = site.head_weights(site.weights.queries, part, heads)
+        column = site.head_weights(site.weights.keys, part, heads)
         squares.add(queries.transpose(0, 1).flatten(1, 2), row)
         covariances.add(keys.transpose(0, 1).flatten(1, 2), column)
     return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
@@ -114,7 +113,7 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
     """Run the wide attention over all images and move the dense stream.
 
     Returns:
-        What the wide attention gives before its projection, one [b, Q, H'*V] a batch; the token matches; and
+        What the wide attention gives before its projection, one [b, N', H'*V] a batch; the token matches; and
         the moments of both with what the projection should make of it.
     """
     full, moments = site.full.attn, Moments()
@@ -125,12 +124,12 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
         keys = wide.keys(y)
         if site.cut.dims.merged:
             matches.append(site.cut.match(keys))
-        u = wide.mix(y, keys, site.cut.dims.queries, site.streams.sizes_of(part))
+        u = wide.mix(y, keys, y.shape[1], site.streams.sizes_of(part))
         whole = u if _same_attention(site) else _mix(site, full, y, part)
         site.streams.dense[part] = _dense_after(site, part)
         target = site.target(full.proj(whole), part)
-        weights = site.token_weights(site.weights.attention, part, target.shape[1])
-        moments.add(u.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
+        weights = site.token_weights(site.weights.attention, part)
+        moments.add(u.flatten(0, 1), weights, target.flatten(0, 1))
         mixed.append(u)
     return mixed, matches, moments
 
@@ -186,5 +185,5 @@ def _step_equal(site: Site) -> list[TokenMatch]:
         if site.cut.dims.merged:
             matches.append(site.cut.match(site.full.attn.keys(_normed(site, part))))
         site.streams.dense[part] = _dense_after(site, part)
-    site.streams.restart(site.cut.dims.queries)
+    site.streams.follow_dense()
     return matches

@@ -17,7 +17,7 @@ def fit_mlp(site: Site) -> None:
         cut.load_state_dict(full.state_dict())
         for part in streams.slices():
             _move_dense(site, part)
-        streams.restart(streams.live)
+        streams.follow_dense()
         return
     _fit(site)
     streams.drifted = True
@@ -26,7 +26,7 @@ def fit_mlp(site: Site) -> None:
 
 
 def _normed(site: Site, part: slice) -> Tensor:
-    y: Tensor = site.full.norm2(site.streams.slim[part, : site.streams.live])
+    y: Tensor = site.full.norm2(site.streams.slim[part])
     return y
 
 
@@ -51,11 +51,11 @@ def _neuron_moments(site: Site) -> Moments:
     """Return moments of the full neurons on the slim stream, with the branch's target."""
     moments = Moments()
     for part in site.streams.slices():
-        neurons = site.full.mlp.neurons(_normed(site, part))  # [b, Q, F]
+        neurons = site.full.mlp.neurons(_normed(site, part))  # [b, N', F]
         _move_dense(site, part)
         target = site.target(site.full.mlp.fc2(neurons), part)
-        weights = site.token_weights(site.weights.mlp, part, target.shape[1])
-        moments.add(neurons.flatten(0, 1), weights.flatten(), target.flatten(0, 1))
+        weights = site.token_weights(site.weights.mlp, part)
+        moments.add(neurons.flatten(0, 1), weights, target.flatten(0, 1))
     return moments
 
 

@@ -6,6 +6,7 @@ projection that follows is refitted so that the slim stream comes back to the de
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -37,7 +38,9 @@ def slim_closed_form(
         options: what the closed form uses.
         progress: called after each step.
     """
-    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
+    # Dead tokens take part in the statistics: the few that are read would not fill a covariance.
+    whole = dataclasses.replace(plan, dead_tokens=False)
+    slim = SlimViT(slim_arch(dense.arch, whole)).eval()
     copy_shared(dense, slim)
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():
@@ -48,4 +51,6 @@ def slim_closed_form(
                 streams.merge(matches)
             fit_mlp(site)
             progress("slimming blocks", index + 1, len(dense.blocks))
-    return slim
+    alive = SlimViT(slim_arch(dense.arch, plan)).eval()
+    alive.load_state_dict(slim.state_dict())
+    return alive

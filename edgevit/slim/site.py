@@ -37,25 +37,24 @@ class Site:
     options: ClosedForm
 
     def target(self, own: Tensor, part: slice) -> Tensor:
-        """Return what a branch should add to the slim stream, [b, Q, D]; the dense one has moved already.
+        """Return what a branch should add to the slim stream, [b, N', D]; the dense one has moved already.
 
         Args:
-            own: what the full branch would add, given the slim stream, [b, Q, D].
+            own: what the full branch would add, given the slim stream, [b, N', D].
             part: which images these are.
         """
         if self.options.aim is None:
             return own
-        tokens = own.shape[1]
-        drift = self.streams.pooled_dense(part)[:, :tokens] - self.streams.slim[part, :tokens]
+        drift = self.streams.pooled_dense(part) - self.streams.slim[part]
         return self.options.aim * drift + (1 - self.options.aim) * own
 
-    def token_weights(self, values: Tensor, part: slice, tokens: int) -> Tensor:
-        """Return the weights of the leading slim tokens, [b, tokens], from the original ones, [n, N]."""
-        return self.streams.pool_weights(values, part)[:, :tokens]
+    def token_weights(self, values: Tensor, part: slice) -> Tensor:
+        """Return the weights of all slim tokens of a batch, [b * N'], from the original ones, [n, N]."""
+        return self.streams.pool_weights(values, part).flatten()
 
-    def head_weights(self, values: Tensor, part: slice, heads: Tensor, tokens: int) -> Tensor:
-        """Return the weights of the leading slim tokens for `heads`, [H', b * tokens], from [n, H, N]."""
-        pooled = self.streams.pool_head_weights(values, part)[:, heads, :tokens]
+    def head_weights(self, values: Tensor, part: slice, heads: Tensor) -> Tensor:
+        """Return the weights of all slim tokens of a batch for `heads`, [H', b * N'], from [n, H, N]."""
+        pooled = self.streams.pool_head_weights(values, part)[:, heads]
         return pooled.transpose(0, 1).flatten(1)
 
 

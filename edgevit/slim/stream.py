@@ -29,7 +29,6 @@ class Streams:
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
     home: Tensor  # the slim token that holds each original token, int64 [n, N]
     weights: list[BlockWeights]  # per block, of the original tokens
-    live: int  # leading slim tokens that are still computed
     drifted: bool = False  # whether the slim stream differs from the dense one
 
     def slices(self) -> Iterator[slice]:
@@ -42,13 +41,12 @@ class Streams:
         return None if self.sizes is None else self.sizes[part]
 
     def add(self, part: slice, branch: Tensor) -> None:
-        """Add a branch to the leading tokens of a batch; the tokens behind them are dead from here on."""
-        self.slim[part, : branch.shape[1]] += branch
-        self.live = branch.shape[1]
+        """Add what a branch gives, [b, N', D], to the slim stream of a batch."""
+        self.slim[part] += branch
 
-    def restart(self, live: int) -> None:
+    def follow_dense(self) -> None:
         """Let the slim stream stand where the dense one stands: nothing was cut so far."""
-        self.slim, self.live = self.dense.clone(), live
+        self.slim = self.dense.clone()
 
     def pooled_dense(self, part: slice) -> Tensor:
         """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D]."""
@@ -80,7 +78,7 @@ class Streams:
             sizes.append(size)
             homes.append(_new_home(self.home[part], match, self.slim.shape[1]))
         self.slim, self.sizes, self.home = torch.cat(tokens), torch.cat(sizes), torch.cat(homes)
-        self.live, self.drifted = self.slim.shape[1], True
+        self.drifted = True
 
 
 def open_streams(
@@ -102,7 +100,7 @@ def open_streams(
     else:
         weights = [_equal_weights(block.attn.heads, n, tokens) for block in model.blocks]
     home = torch.arange(tokens).repeat(n, 1)
-    return Streams(stream, stream.clone(), None, home, weights, live=tokens)
+    return Streams(stream, stream.clone(), None, home, weights)
 
 
 def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:
