@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from toy_build import write_images
+from toy_vits import toy_arch, toy_model, toy_plan
+
+from edgevit.errors import ImagesError, PlanError
+from edgevit.images import Images, load_image_set, open_images
+from edgevit.plan import Counts
+from edgevit.preprocess import Preprocess
+from edgevit.progress import silent
+from edgevit.slim import SlimOptions, slim_model
+from edgevit.slim.recover import slim_closed_form
+from edgevit.slim.select import slim_by_selection
+
+NONE = SlimOptions("none")
+CLOSED = SlimOptions("closed-form")
+PREPROCESS = Preprocess(
+    resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3)
+)
+
+
+def _images(folder: Path, count: int) -> Images:
+    write_images(folder / "images", count)
+    (folder / "set.toml").write_text('kind = "folder"\npath = "images"\n')
+    return open_images(load_image_set("set.toml", folder), PREPROCESS, None, seed=0)
+
+
+def test_slimming_without_recovery_is_selection() -> None:
+    dense = toy_model()
+    plan = toy_plan(dense, Counts(hidden=20, heads=2))
+    slim, selected = slim_model(dense, plan, NONE, None, silent), slim_by_selection(dense, plan)
+    assert all(torch.equal(slim.state_dict()[name], value) for name, value in selected.state_dict().items())
+
+
+def test_slimming_in_closed_form_uses_the_images(tmp_path: Path) -> None:
+    dense, images = toy_model(), _images(tmp_path, 40)
+    plan = toy_plan(dense, Counts(hidden=20, heads=2))
+    slim = slim_model(dense, plan, CLOSED, images, silent)
+    batches = [torch.from_numpy(batch) for batch in images.batches(32)]
+    expected = slim_closed_form(dense, plan, lambda: iter(batches), CLOSED.closed_form, silent)
+    assert slim.arch == expected.arch
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(slim.state_dict()[name], value)
+    selected = slim_by_selection(dense, plan).blocks[0].mlp.fc2.weight
+    assert not torch.allclose(slim.blocks[0].mlp.fc2.weight, selected, atol=1e-2)
+
+
+def test_closed_form_without_images_is_refused() -> None:
+    dense = toy_model()
+    with pytest.raises(PlanError, match=r'"closed-form" needs \[calibration\] images'):
+        slim_model(dense, toy_plan(dense, Counts(hidden=20)), CLOSED, None, silent)
+
+
+def test_closed_form_that_cuts_nothing_needs_no_images() -> None:
+    dense = toy_model()
+    slim = slim_model(dense, toy_plan(dense, Counts()), CLOSED, None, silent)
+    assert all(torch.equal(slim.state_dict()[name], value) for name, value in dense.state_dict().items())
+
+
+def test_closed_form_of_dead_tokens_alone_needs_no_images() -> None:
+    dense = toy_model()
+    slim = slim_model(dense, toy_plan(dense, Counts(), dead_tokens=True), CLOSED, None, silent)
+    assert slim.arch.blocks[-1].queries == 1
+
+
+def test_too_few_images_are_refused_with_the_number_that_is_enough(tmp_path: Path) -> None:
+    """40 neurons want 80 rows; 17 tokens an image give them from 5 images on."""
+    dense = toy_model()
+    plan = toy_plan(dense, Counts(hidden=20))
+    message = r"calibration.images: .* at least 5 images .*\(40 dims .* 17 tokens an image\), got 4\."
+    with pytest.raises(ImagesError, match=message):
+        slim_model(dense, plan, CLOSED, _images(tmp_path / "four", 4), silent)
+    slim = slim_model(dense, plan, CLOSED, _images(tmp_path / "five", 5), silent)
+    assert all(parameter.isfinite().all() for parameter in slim.parameters())
+
+
+def test_heads_wider_than_the_mlp_set_the_number_of_images(tmp_path: Path) -> None:
+    arch = toy_arch()
+    blocks = tuple(dataclasses.replace(block, vo_dim=30) for block in arch.blocks)
+    dense = toy_model(dataclasses.replace(arch, blocks=blocks))
+    with pytest.raises(ImagesError, match=r"at least 11 images .*\(90 dims"):
+        slim_model(dense, toy_plan(dense, Counts(vo_dim=8)), CLOSED, _images(tmp_path, 10), silent)
+
+
+def test_slimming_leaves_the_weights_of_the_dense_model(tmp_path: Path) -> None:
+    dense = toy_model()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    plan = toy_plan(dense, Counts(hidden=20, vo_dim=4, tokens=[12, 12, 10]))
+    slim_model(dense, plan, CLOSED, _images(tmp_path, 8), silent)
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())

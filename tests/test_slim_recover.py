@@ -1,0 +1,320 @@
+"""The driver, the two streams and the fits of attention and MLP, on toy models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, toy_plan
+
+from edgevit.models.anatomy import slim_arch
+from edgevit.models.arch import Arch
+from edgevit.models.layers import SlimViT, TokenMatch, match_tokens, pool_tokens
+from edgevit.plan import Counts, Plan
+from edgevit.progress import silent
+from edgevit.slim.fit_attention import fit_attention
+from edgevit.slim.fit_mlp import fit_mlp
+from edgevit.slim.recover import slim_closed_form
+from edgevit.slim.select import slim_by_selection
+from edgevit.slim.site import ClosedForm, Site, copy_shared
+from edgevit.slim.stream import Streams, open_streams
+
+FORMS = {
+    "plain": ARCH,
+    "distilled": toy_arch("class+distillation", 2),
+    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
+    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
+    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
+}
+OPTIONS = {
+    "default": ClosedForm(),
+    "unweighted": ClosedForm(weighted=False),
+    "no refit": ClosedForm(aim=None),
+    "whole drift": ClosedForm(aim=1.0),
+    "by norm": ClosedForm(greedy=False),
+}
+
+
+def _batches(images: Tensor) -> Callable[[], Iterator[Tensor]]:
+    return lambda: iter(images.split(32))
+
+
+def _fit(
+    dense: SlimViT, counts: Counts, options: ClosedForm | None = None, *, dead_tokens: bool = False
+) -> SlimViT:
+    plan = toy_plan(dense, counts, dead_tokens=dead_tokens)
+    images = few_cause_images(48, dense.arch)
+    return slim_closed_form(dense, plan, _batches(images), options or ClosedForm(), silent)
+
+
+@torch.no_grad()
+def _error(slim: SlimViT, dense: SlimViT) -> float:
+    """Return the squared error of the logits, relative to their variance, on images that no fit has seen."""
+    images = few_cause_images(64, dense.arch, seed=40)
+    expected = dense(images)
+    return float((slim(images) - expected).square().mean() / expected.var(dim=0).mean())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_closed_form_of_all_reproduces_the_model(form: str, options: str) -> None:
+    dense = toy_model(FORMS[form])
+    slim = _fit(dense, Counts(), OPTIONS[options])
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(slim.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_closed_form_of_dead_tokens_alone_reproduces_the_model() -> None:
+    dense = toy_model()
+    slim = _fit(dense, Counts(), dead_tokens=True)
+    images = noise_images(4)
+    torch.testing.assert_close(slim(images), dense(images), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_in_front_of_the_first_cut_stay_as_they_are() -> None:
+    dense = toy_model()
+    slim = _fit(dense, Counts(hidden=[40, 20, 40]))
+    for name, value in dense.blocks[0].state_dict().items():
+        assert torch.equal(slim.blocks[0].state_dict()[name], value), name
+    assert torch.equal(slim.blocks[1].attn.proj.weight, dense.blocks[1].attn.proj.weight)
+
+
+def _redundant_qk(dense: SlimViT) -> None:
+    for block in dense.blocks:
+        for head in range(3):
+            rows = slice(8 * head, 8 * head + 8)
+            basis = torch.randn(8, 4, generator=torch.Generator().manual_seed(head))
+            block.attn.k.weight[rows] = basis @ torch.linalg.pinv(basis) @ block.attn.k.weight[rows]
+
+
+def _redundant_vo(dense: SlimViT) -> None:
+    for block in dense.blocks:
+        for head in range(3):
+            rows = slice(8 * head, 8 * head + 8)
+            basis = torch.randn(8, 4, generator=torch.Generator().manual_seed(head))
+            block.attn.v.weight[rows] = basis @ torch.linalg.pinv(basis) @ block.attn.v.weight[rows]
+
+
+def _redundant_heads(dense: SlimViT) -> None:
+    for block in dense.blocks:
+        for part in (block.attn.q, block.attn.k, block.attn.v):
+            part.weight[16:] = part.weight[:8]
+        block.attn.q.bias[16:] = block.attn.q.bias[:8]
+
+
+def _redundant_neurons(dense: SlimViT) -> None:
+    for block in dense.blocks:
+        block.mlp.fc1.weight[20:] = block.mlp.fc1.weight[:20]
+        block.mlp.fc1.bias[20:] = block.mlp.fc1.bias[:20]
+
+
+REDUNDANT: dict[str, tuple[Callable[[SlimViT], None], Counts]] = {
+    "qk": (_redundant_qk, Counts(qk_dim=4)),
+    "vo": (_redundant_vo, Counts(vo_dim=4)),
+    "heads": (_redundant_heads, Counts(heads=2)),
+    "neurons": (_redundant_neurons, Counts(hidden=20)),
+}
+
+
+@pytest.mark.parametrize("kind", REDUNDANT)
+def test_cutting_what_is_redundant_is_almost_free_in_closed_form_only(kind: str) -> None:
+    """Nothing is zero here, but half of the rows say again what the others say in another basis."""
+    make, counts = REDUNDANT[kind]
+    dense = toy_model()
+    make(dense)
+    assert _error(_fit(dense, counts), dense) < 1e-5
+    assert _error(slim_by_selection(dense, toy_plan(dense, counts)), dense) > 0.3
+
+
+PLANS = {
+    "heads": Counts(heads=2),
+    "qk": Counts(qk_dim=3),
+    "vo": Counts(vo_dim=3),
+    "hidden": Counts(hidden=16),
+    "all": Counts(heads=[3, 2, 3], qk_dim=4, vo_dim=4, hidden=20),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_closed_form_beats_selection_on_correlated_activations(plan: str) -> None:
+    dense = toy_model()
+    selected = _error(slim_by_selection(dense, toy_plan(dense, PLANS[plan])), dense)
+    assert _error(_fit(dense, PLANS[plan]), dense) < 0.6 * selected
+
+
+def test_closed_form_agrees_with_the_dense_model_more_often_than_selection() -> None:
+    dense, images = toy_model(), few_cause_images(200, seed=40)
+    top = dense(images).argmax(dim=1)
+    agree = {
+        name: float((slim(images).argmax(dim=1) == top).float().mean())
+        for name, slim in (
+            ("closed", _fit(dense, PLANS["all"])),
+            ("selected", slim_by_selection(dense, toy_plan(dense, PLANS["all"]))),
+        )
+    }
+    assert agree["closed"] > agree["selected"] + 0.1
+
+
+@pytest.mark.parametrize("aim", [None, 0.25, 0.5, 0.75, 1.0])
+def test_more_recovery_does_not_explode(aim: float | None) -> None:
+    dense = toy_model()
+    selected = _error(slim_by_selection(dense, toy_plan(dense, PLANS["all"])), dense)
+    assert _error(_fit(dense, PLANS["all"], ClosedForm(aim=aim)), dense) < selected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_closed_form_of_every_form_with_merges_beats_selection(form: str) -> None:
+    dense = toy_model(FORMS[form])
+    tokens = [patches + dense.arch.prefix for patches in (13, 13, 10)]
+    counts = Counts(heads=2, vo_dim=4, hidden=20, tokens=tokens)
+    slim = _fit(dense, counts)
+    selected = slim_by_selection(dense, toy_plan(dense, counts))
+    assert slim.arch == selected.arch
+    assert _error(slim, dense) < _error(selected, dense)
+
+
+def test_closed_form_with_merges_and_dead_tokens_beats_selection() -> None:
+    dense, counts = toy_model(), Counts(qk_dim=4, hidden=20, tokens=[14, 11, 11])
+    slim = _fit(dense, counts, dead_tokens=True)
+    selected = slim_by_selection(dense, toy_plan(dense, counts, dead_tokens=True))
+    assert slim.arch == selected.arch
+    assert _error(slim, dense) < _error(selected, dense)
+
+
+def test_closed_form_is_the_same_every_time() -> None:
+    dense = toy_model()
+    first, second = (_fit(dense, PLANS["all"]).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_closed_form_leaves_the_dense_model_as_it_is() -> None:
+    dense = toy_model()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    _fit(dense, PLANS["all"])
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+def test_slimming_tells_how_far_it_is() -> None:
+    dense, calls = toy_model(), list[tuple[str, int, int]]()
+    plan = toy_plan(dense, Counts(hidden=20))
+    images = few_cause_images(40)
+    slim_closed_form(dense, plan, _batches(images), ClosedForm(), lambda *call: calls.append(call))
+    assert calls[-3:] == [("slimming blocks", done, 3) for done in (1, 2, 3)]
+    assert ("weighing tokens", 40, 40) in calls
+
+
+STREAM_PLANS = {
+    "nothing": Counts(),
+    "dims": Counts(heads=[3, 2, 2], qk_dim=[8, 4, 4], vo_dim=5, hidden=[40, 20, 20]),
+    "merges alone": Counts(tokens=[17, 13, 10]),
+    "merges and dims": Counts(vo_dim=4, hidden=20, tokens=[14, 11, 11]),
+}
+
+
+def _walk(dense: SlimViT, plan: Plan, images: Tensor) -> Iterator[tuple[SlimViT, Streams, int]]:
+    """Yield the slim model and the streams after each block."""
+    slim = SlimViT(slim_arch(dense.arch, plan)).eval().requires_grad_(False)
+    copy_shared(dense, slim)
+    streams = open_streams(dense, _batches(images), silent, weighted=False)
+    for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
+        site = Site(full, cut, streams, streams.weights[index], ClosedForm())
+        matches = fit_attention(site)
+        if matches:
+            streams.merge(matches)
+        fit_mlp(site)
+        yield slim, streams, index
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", STREAM_PLANS)
+def test_streams_are_what_the_models_compute(case: str) -> None:
+    dense, images = toy_model(), few_cause_images(40)
+    plan = toy_plan(dense, STREAM_PLANS[case])
+    x = full = dense.embed(images)
+    sizes = None
+    for slim, streams, index in _walk(dense, plan, images):
+        full, _ = dense.blocks[index](full, None)
+        x, sizes = slim.blocks[index](x, sizes)
+        close = torch.testing.assert_close
+        close(streams.dense, full, rtol=1e-4, atol=1e-4)
+        close(streams.slim, x, rtol=1e-4, atol=1e-4)
+        assert (streams.sizes is None) == (sizes is None)
+        if sizes is not None and streams.sizes is not None:
+            assert torch.equal(streams.sizes, sizes)
+
+
+def _streams(images: int, tokens: int, prefix: int) -> tuple[Streams, Arch]:
+    arch = toy_arch("class+distillation" if prefix == 2 else "class", prefix)
+    assert arch.tokens == tokens
+    return open_streams(toy_model(arch), _batches(noise_images(images, arch)), silent, weighted=False), arch
+
+
+def _match(streams: Streams, prefix: int, merged: int, seed: int) -> list[TokenMatch]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*streams.slim.shape[:2], 5)
+    keys = torch.randn(shape, generator=generator)
+    return [match_tokens(keys[part], prefix, merged) for part in streams.slices()]
+
+
+@pytest.mark.parametrize(("prefix", "counts"), [(1, (8, 4)), (1, (3, 5)), (2, (8, 1)), (2, (5, 5))])
+def test_pooled_dense_follows_two_successive_merges(prefix: int, counts: tuple[int, int]) -> None:
+    """Both streams start equal: pooled by home or merged step by step, they must stay so."""
+    streams, _ = _streams(40, 16 + prefix, prefix)
+    expected, sizes = streams.dense.clone(), None
+    for seed, merged in enumerate(counts):
+        matches = _match(streams, prefix, merged, seed)
+        pooled = [
+            pool_tokens(expected[part], None if sizes is None else sizes[part], match)
+            for part, match in zip(streams.slices(), matches, strict=True)
+        ]
+        expected, sizes = torch.cat([one for one, _ in pooled]), torch.cat([size for _, size in pooled])
+        streams.merge(matches)
+        torch.testing.assert_close(streams.slim, expected)
+        found = torch.cat([streams.pooled_dense(part) for part in streams.slices()])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        count = torch.zeros(sizes.shape[:2]).scatter_add_(1, streams.home, torch.ones(streams.home.shape))
+        assert torch.equal(count.unsqueeze(-1), sizes)
+    assert torch.equal(streams.home[:, :prefix], torch.arange(prefix).expand(40, -1))
+
+
+def test_pooled_weights_keep_their_sum() -> None:
+    streams, _ = _streams(40, 17, 1)
+    weights = torch.rand(40, 17, generator=torch.Generator().manual_seed(0))
+    heads = torch.rand(40, 3, 17, generator=torch.Generator().manual_seed(1))
+    streams.merge(_match(streams, 1, 6, 0))
+    part = slice(32, 64)
+    pooled, per_head = streams.pool_weights(weights, part), streams.pool_head_weights(heads, part)
+    assert pooled.shape == (8, 11)
+    assert per_head.shape == (8, 3, 11)
+    torch.testing.assert_close(pooled.sum(dim=1), weights[part].sum(dim=1))
+    torch.testing.assert_close(per_head.sum(dim=2), heads[part].sum(dim=2))
+    assert torch.equal(pooled[:, 0], weights[part][:, 0])
+
+
+def test_without_weighing_each_original_token_weighs_one() -> None:
+    streams, _ = _streams(40, 17, 1)
+    for block in streams.weights:
+        assert block.mlp.shape == (40, 17)
+        assert block.keys.shape == (40, 3, 17)
+        assert all((values == 1).all() for values in block)
+    streams.merge(_match(streams, 1, 6, 0))
+    assert streams.sizes is not None
+    pooled = streams.pool_weights(streams.weights[0].mlp, slice(0, 32))
+    assert torch.equal(pooled, streams.sizes[:32, :, 0])
+
+
+def test_shared_parts_are_copied_and_cut_parts_are_not() -> None:
+    dense = toy_model(dataclasses.replace(toy_arch("class+distillation", 2), qk_norm=True, pre_norm=True))
+    slim = SlimViT(slim_arch(dense.arch, toy_plan(dense, Counts(heads=2, hidden=20))))
+    copy_shared(dense, slim)
+    same = {
+        name
+        for name, value in slim.state_dict().items()
+        if value.shape == dense.state_dict()[name].shape and torch.equal(value, dense.state_dict()[name])
+    }
+    wanted = {name for name in slim.state_dict() if "norm" in name or not name.startswith("blocks.")}
+    assert same == wanted
