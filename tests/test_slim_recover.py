@@ -207,6 +207,58 @@ def test_slimming_tells_how_far_it_is() -> None:
     assert ("weighing tokens", 40, 40) in calls
 
 
+def _into_block_0(dense: SlimViT, slim: SlimViT) -> tuple[Tensor, Tensor]:
+    """Return what the first attention adds in both models, for the images of the fit."""
+    x = dense.embed(few_cause_images(48, dense.arch))
+    y = dense.blocks[0].norm1(x)
+    parts = [block.attn for block in (dense.blocks[0], slim.blocks[0])]
+    full, cut = (part.proj(part.mix(y, part.keys(y), y.shape[1], None)) for part in parts)
+    return full, cut
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [ClosedForm(weighted=False), ClosedForm(weighted=False, aim=None)])
+def test_bias_gives_back_the_mean_that_cut_values_had(options: ClosedForm) -> None:
+    dense = toy_model()
+    full, cut = _into_block_0(dense, _fit(dense, Counts(vo_dim=2), options))
+    assert (full - cut).abs().max() > 0.1
+    torch.testing.assert_close(cut.mean(dim=(0, 1)), full.mean(dim=(0, 1)), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [ClosedForm(weighted=False), ClosedForm(weighted=False, aim=None)])
+def test_bias_gives_back_the_mean_that_cut_neurons_had(options: ClosedForm) -> None:
+    dense = toy_model()
+    slim = _fit(dense, Counts(hidden=10), options)
+    block = dense.blocks[0]
+    attention, _ = _into_block_0(dense, slim)
+    y = block.norm2(dense.embed(few_cause_images(48, dense.arch)) + attention)
+    full, cut = block.mlp(y), slim.blocks[0].mlp(y)
+    assert (full - cut).abs().max() > 0.1
+    torch.testing.assert_close(cut.mean(dim=(0, 1)), full.mean(dim=(0, 1)), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_cut_queries_and_keys_are_the_best_under_their_own_weights() -> None:
+    dense, images = toy_model(), few_cause_images(10)
+    slim = SlimViT(slim_arch(dense.arch, toy_plan(dense, Counts(qk_dim=3)))).eval()
+    copy_shared(dense, slim)
+    streams = open_streams(dense, _batches(images), silent, weighted=True)
+    weights = streams.weights[0]
+    y = dense.blocks[0].norm1(dense.embed(images))
+    fit_attention(Site(dense.blocks[0], slim.blocks[0], streams, weights, ClosedForm()))
+    full, cut = (
+        (b.attn.queries(y).double(), b.attn.keys(y).double()) for b in (dense.blocks[0], slim.blocks[0])
+    )
+    for head in range(3):
+        rows, columns = (values[:, head].flatten().double() for values in (weights.queries, weights.keys))
+        logits = [q[:, head].flatten(0, 1) @ k[:, head].flatten(0, 1).T for q, k in (full, cut)]
+        centred = [one - (one @ columns / columns.sum()).unsqueeze(1) for one in logits]
+        whole, slim_logits = (rows.sqrt().unsqueeze(1) * one * columns.sqrt() for one in centred)
+        best = torch.linalg.svdvals(whole)[3:].square().sum()
+        torch.testing.assert_close((whole - slim_logits).square().sum(), best, rtol=1e-4, atol=0)
+
+
 STREAM_PLANS = {
     "nothing": Counts(),
     "dims": Counts(heads=[3, 2, 2], qk_dim=[8, 4, 4], vo_dim=5, hidden=[40, 20, 20]),

@@ -41,6 +41,7 @@ def token_weights(
     return [_half_uniform(parts) for parts in zip(*rows, strict=True)]
 
 
+@torch.enable_grad()  # a caller may have switched gradients off for its own work
 def _squared_gradients(model: SlimViT, images: Tensor, generator: torch.Generator) -> list[BlockWeights]:
     """Return the squared gradients of log p of a drawn label, for every block."""
     places = _forward(model, images)
