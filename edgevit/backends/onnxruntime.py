@@ -69,8 +69,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Threads of a session that just ran would spin on and slow the next session's first milliseconds: 1.58
-        # instead of 1.32 ms for a small ViT timed beside another. Within a run they spin as they do by default.
+        # Threads of a session that just ran would spin on and slow the next session's first milliseconds:
+        # 1.58 instead of 1.32 ms for a small ViT timed beside another. Within a run they spin as by default.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3  # errors only: warnings would run into the progress bars
         with _mapped_errors(runtime, artefact):

@@ -1,12 +1,12 @@
 """Closed-form slimming of a whole model: no training, no labels, a few hundred images (docs/methods.md).
 
 Block by block from the input: the QK basis, the VO basis, the neurons that stay; after each cut the
-projection that follows is refitted so that the slim stream comes back to the dense one.
+projection that follows is refitted so that the slim stream comes back to the dense one. Tokens that the slim
+model drops as dead take part in the statistics: the few that are read would not fill a covariance.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -38,9 +38,7 @@ def slim_closed_form(
         options: what the closed form uses.
         progress: called after each step.
     """
-    # Dead tokens take part in the statistics: the few that are read would not fill a covariance.
-    whole = dataclasses.replace(plan, dead_tokens=False)
-    slim = SlimViT(slim_arch(dense.arch, whole)).eval()
+    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
     copy_shared(dense, slim)
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():
@@ -51,6 +49,4 @@ def slim_closed_form(
                 streams.merge(matches)
             fit_mlp(site)
             progress("slimming blocks", index + 1, len(dense.blocks))
-    alive = SlimViT(slim_arch(dense.arch, plan)).eval()
-    alive.load_state_dict(slim.state_dict())
-    return alive
+    return slim
