@@ -13,8 +13,6 @@ from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimViT
 from edgevit.plan import Counts, Plan, plan_from_counts
 
-torch.set_num_threads(1)  # for tensors this small, waking a second thread takes longer than the work
-
 TOKENS = 17  # a class token and 4 x 4 patches
 DIMS = BlockDims(heads=3, qk_dim=8, vo_dim=8, hidden=40, tokens_in=TOKENS, tokens_out=TOKENS, queries=TOKENS)
 ARCH = Arch(

@@ -39,7 +39,10 @@ from edgevit.slim import SlimOptions
 from edgevit.slim.site import ClosedForm
 from edgevit.target import Target
 
-BASES = ClosedForm(greedy=False, weighted=False, aim=None)
+FORMS = {
+    "bases alone": ClosedForm(greedy=False, weighted=False, aim=None),
+    "closed form": ClosedForm(),
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--calibration", type=int, nargs="+", default=[256, 750], metavar="IMAGES")
     parser.add_argument("--cases", nargs="+", choices=list(CUTS), default=list(CUTS))
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--images", type=int, help="evaluation images; default: all, and 32 with --quick")
     parser.add_argument(
         "--dead-tokens", action="store_true", help="also leave out dead tokens, as a recipe does by default"
@@ -141,25 +145,24 @@ def main() -> None:
             found = measure(bench, cut, SlimOptions("none"), None, None)
             notebook.write("closed-form", [Row(f"{name}: plain selection{suffix}", found)])
             for images in arguments.calibration:
-                measure_closed_form(notebook, bench, (case, name, suffix), cut, images)
+                for form in arguments.forms:
+                    measure_closed_form(notebook, bench, (case, name, suffix), (cut, form), images)
 
 
 def measure_closed_form(
-    notebook: Notebook, bench: Bench, names: tuple[str, str, str], cut: Cut, count: int
+    notebook: Notebook, bench: Bench, names: tuple[str, str, str], what: tuple[Cut, str], count: int
 ) -> None:
-    """Measure one cut with one number of calibration images, without and with what goes beyond the bases."""
-    case, name, suffix = names
+    """Measure one cut with one number of calibration images in one of `FORMS`."""
+    (case, name, suffix), (cut, form) = names, what
     calibration = open_set("imagenet_train1000", load_deit_tiny().preprocess, count)
     decode_now(calibration)
-    forms = {"bases alone": BASES, "closed form": ClosedForm()}
-    for label, options in forms.items():
-        title = f"{name}: {label}, {count} images"
-        TOLD.say(title)
-        # The figures were set for all images, and for every token computed.
-        judged = label == "closed form" and not suffix and not cut.dead_tokens
-        wanted = WANTED.get((case, count)) if judged else None
-        found = measure(bench, cut, SlimOptions("closed-form", options), calibration, wanted)
-        notebook.write("closed-form", [Row(title + suffix, found)])
+    title = f"{name}: {form}, {count} images"
+    TOLD.say(title)
+    # The figures were set for all images, and for every token computed.
+    judged = form == "closed form" and not suffix and not cut.dead_tokens
+    wanted = WANTED.get((case, count)) if judged else None
+    found = measure(bench, cut, SlimOptions("closed-form", FORMS[form]), calibration, wanted)
+    notebook.write("closed-form", [Row(title + suffix, found)])
 
 
 if __name__ == "__main__":
