@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from edgevit.errors import ExportError
+from edgevit.export.read import read_onnx
 
 Shape = tuple[int, ...]
 
@@ -53,7 +54,7 @@ def graph_cost(path: Path) -> GraphCost:
     Raises:
         ExportError: no ONNX file, or shapes that depend on the input, so that nobody can count.
     """
-    model = _load(path)
+    model = read_onnx(path)
     batch = _fix_batch(model)
     shapes = _infer(model, path)
     macs = {
@@ -68,15 +69,6 @@ def graph_cost(path: Path) -> GraphCost:
         elementwise=_elements(model, shapes, _ELEMENTWISE) // batch,
         softmax=_elements(model, shapes, _SOFTMAX) // batch,
     )
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise ExportError(
-            f"{path}: cannot be read as ONNX ({error}). It is truncated or no ONNX file; export it again."
-        ) from error
 
 
 def _fix_batch(model: onnx.ModelProto) -> int:

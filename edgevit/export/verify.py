@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from edgevit.errors import ExportError
+from edgevit.export.read import read_onnx
 from edgevit.models.arch import Arch, BlockDims
 
 Dims = tuple[int, ...]
@@ -66,10 +67,9 @@ def check_dims(path: Path, arch: Arch) -> None:
 
     Raises:
         ExportError: lists every weight that is missing, not promised, of other dims or read by no node, and
-        every product
-            with a constant mask, each with its block, expected and got.
+            every product with a constant mask, each with its block, expected and got.
     """
-    graph = _load(path).graph
+    graph = read_onnx(path).graph
     problems = [*_wrong_dims(graph, arch), *_unread(graph), *_masks(graph)]
     if problems:
         raise ExportError(
@@ -77,15 +77,6 @@ def check_dims(path: Path, arch: Arch) -> None:
             + "\n".join(f"  - {problem}" for problem in problems)
             + "\nExport it again; if it stays so, this is a fault of edgevit: report it with the recipe."
         )
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise ExportError(
-            f"{path}: cannot be read as ONNX ({error}). It is truncated or no ONNX file; export it again."
-        ) from error
 
 
 def _wrong_dims(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
