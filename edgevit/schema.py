@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from edgevit.errors import RecipeError
@@ -86,11 +86,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean "a" or "b"?' for the nearest of `names`, or an empty string."""
     found = nearest(name, names)
     return f" Did you mean {' or '.join(_quoted(match) for match in found)}?" if found else ""
-
-
-def json_schema(kind: type[Strict]) -> dict[str, JsonValue]:
-    """Return the JSON schema of `kind`, for `edgevit schema` and for editors."""
-    return kind.model_json_schema()
 
 
 def load_toml(path: Path, kind: type[T]) -> T:

@@ -29,19 +29,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TypeAlias
 
-from edgevit.disk import (
-    atomic_write,
-    disk_errors,
-    files_below,
-    full_disk,
-    sha256_file,
-    sha256_tree,
-    sync,
-    write_synced,
-)
+from edgevit.disk import disk_errors, files_below, full_disk, sha256_file, sync, write_synced
 from edgevit.errors import OutputError
-
-__all__ = ["JSON", "Store", "atomic_write", "canonical_json", "sha256_file", "sha256_tree"]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 

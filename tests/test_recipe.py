@@ -9,7 +9,6 @@ import pytest
 
 from edgevit.errors import RecipeError
 from edgevit.recipe import LoadedRecipe, Recipe, load_recipe
-from edgevit.schema import json_schema
 from edgevit.shipped import shipped_dir
 
 WHOLE = """\
@@ -155,7 +154,7 @@ def test_load_recipe_unknown_name_gives_the_nearest() -> None:
 
 
 def test_recipe_schema_describes_every_field() -> None:
-    schema = json_schema(Recipe)
+    schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
     assert isinstance(definitions, dict)
     tables = {"Recipe": schema, **definitions}

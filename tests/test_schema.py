@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from edgevit.errors import RecipeError
-from edgevit.schema import FolderName, Problem, Strict, did_you_mean, json_schema, load_toml, nearest
+from edgevit.schema import FolderName, Problem, Strict, did_you_mean, load_toml, nearest
 
 
 class Inner(Strict):
@@ -157,7 +157,7 @@ def test_did_you_mean_lists_the_nearest_first() -> None:
 
 
 def test_json_schema_describes_fields_and_refuses_unknown_keys() -> None:
-    schema = json_schema(Inner)
+    schema = Inner.model_json_schema()
     assert schema["additionalProperties"] is False
     assert schema["properties"] == {
         "low": {
