@@ -13,7 +13,7 @@ from test_export_onnx import ARCH, MERGED, exported, make, noise
 from edgevit.errors import ExportError, ParityError
 from edgevit.export.links import cut_after, onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Images, Limits, Link, check_parity, limits_for, parity
+from edgevit.export.parity import Batch, Limits, Link, check_parity, limits_for, parity
 from edgevit.models.load import ModelSource, load_model
 
 LIMITS = Limits(1e-4)
@@ -33,7 +33,7 @@ def _bent(path: Path, weight: str) -> Path:
 def _jumping(link: Link, at_block: str) -> Link:
     """Return a link that is wrong on marked images, from `at_block` on."""
 
-    def jump(images: Images) -> Images:
+    def jump(images: Batch) -> Batch:
         return (images[:, 0, 0, 0] > 0).astype(np.float32)
 
     def at(block: str) -> Any:
@@ -44,7 +44,7 @@ def _jumping(link: Link, at_block: str) -> Link:
     return Link("the jumping link", lambda images: link.run(images) + jump(images)[:, None], at)
 
 
-def _batches(images: int, marked: int) -> list[Images]:
+def _batches(images: int, marked: int) -> list[Batch]:
     """Return one batch, whose first `marked` images have the mark that `_jumping` jumps at."""
     batch = noise(ARCH, images)
     batch[:, 0, 0, 0] = -1.0

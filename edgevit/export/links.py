@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevit.errors import ExportError
-from edgevit.export.parity import Images, Link, Runner
+from edgevit.export.parity import Batch, Link, Runner
 from edgevit.models.layers import SlimViT
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 def torch_link(model: SlimViT) -> Link:
     """Return the link that runs a torch model, in float32, block outputs included."""
 
-    def run(images: Images) -> Images:
+    def run(images: Batch) -> Batch:
         with torch.inference_mode():
-            logits: Images = model(torch.from_numpy(images)).numpy()
+            logits: Batch = model(torch.from_numpy(images)).numpy()
         return logits
 
     return Link("the torch model", run, lambda block: _torch_block(model, block))
 
 
 def _torch_block(model: SlimViT, block: str) -> Runner:
-    def run(images: Images) -> Images:
+    def run(images: Batch) -> Batch:
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, given: object, put_out: Tensor | tuple[Tensor, ...]) -> None:
@@ -44,7 +44,7 @@ def _torch_block(model: SlimViT, block: str) -> Runner:
                 model(torch.from_numpy(images))
         finally:
             hook.remove()
-        tokens: Images = seen[0].numpy()
+        tokens: Batch = seen[0].numpy()
         return tokens
 
     return run
@@ -109,7 +109,7 @@ def _session(proto: onnx.ModelProto, path: Path, threads: int) -> ort.InferenceS
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, output: str, images: Images) -> Images:
+def _run(session: Any, output: str, images: Batch) -> Batch:
     name = session.get_inputs()[0].name
     (found,) = session.run([output], {name: images})
     return np.asarray(found, np.float32)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from edgevit.errors import ParityError
 from edgevit.models.arch import Arch
 
-Images = NDArray[np.float32]
-Runner = Callable[[Images], NDArray[np.float32]]
+Batch = NDArray[np.float32]
+"""Images [B, C, H, W], or what a link makes of them."""
+Runner = Callable[[Batch], Batch]
 """Maps images [B, C, H, W] to logits [B, classes], or to what leaves a block, [B, N, D]."""
 
 TORCH_TO_ONNX = 1e-4
@@ -64,7 +65,7 @@ class Parity:
 class Outlier:
     """An image whose logits are beyond the tolerance: a row of the batch that it was run in."""
 
-    batch: Images
+    batch: Batch
     row: int
 
 
@@ -78,7 +79,7 @@ def merging_blocks(arch: Arch) -> tuple[str, ...]:
     return tuple(f"blocks.{index}" for index, block in enumerate(arch.blocks) if block.merged)
 
 
-def parity(reference: Runner, candidate: Runner, batches: Iterable[Images], tolerance: float) -> Parity:
+def parity(reference: Runner, candidate: Runner, batches: Iterable[Batch], tolerance: float) -> Parity:
     """Run both on every batch and compare their logits.
 
     Raises:
@@ -88,7 +89,7 @@ def parity(reference: Runner, candidate: Runner, batches: Iterable[Images], tole
 
 
 def check_parity(
-    reference: Link, candidate: Link, batches: Iterable[Images], limits: Limits, arch: Arch
+    reference: Link, candidate: Link, batches: Iterable[Batch], limits: Limits, arch: Arch
 ) -> Parity:
     """Compare two links and refuse a difference beyond the limits.
 
@@ -131,7 +132,7 @@ def first_diverging(
 
 
 def _compare(
-    reference: Runner, candidate: Runner, batches: Iterable[Images], tolerance: float
+    reference: Runner, candidate: Runner, batches: Iterable[Batch], tolerance: float
 ) -> tuple[Parity, list[Outlier]]:
     images, worst, total, logits, agreeing = 0, 0.0, 0.0, 0, 0
     outliers: list[Outlier] = []

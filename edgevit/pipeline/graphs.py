@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevit.disk import sha256_tree
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import TORCH_TO_ONNX, Link, Parity, check_parity, limits_for
+from edgevit.export.parity import TORCH_TO_ONNX, Batch, Link, Parity, check_parity, limits_for
 from edgevit.export.verify import check_dims
 from edgevit.images import Images
 from edgevit.models.arch import Arch
@@ -27,7 +26,6 @@ PARITY_FILE = "parity.json"
 PARITY_IMAGES = 32
 """Images on which outputs are compared; the accuracy is computed on all."""
 
-Batch = NDArray[np.float32]
 Sides = tuple[Saved, Saved]
 """The dense and the slim model."""
 SIDES = ("dense", "slim")
