@@ -32,7 +32,7 @@ from edgevit.slim import SlimOptions
 from edgevit.store import Store
 
 REPORT_FILES = ("report.json", "report.html")
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "safetensors", "scipy", "timm", "torch")
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "safetensors", "timm", "torch")
 _RULES: dict[str, Kind] = {
     "heads": "heads",
     "qk": "qk_dim",

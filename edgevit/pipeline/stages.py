@@ -121,7 +121,7 @@ def slim_dense(
         "plan": plan_text(plan),
         "recover": options.recover,
         "images": images.sha256 if images is not None else None,
-        "versions": library_versions(("torch", "numpy", "scipy", "safetensors", "pillow")),
+        "versions": library_versions(("torch", "numpy", "safetensors", "pillow")),
         "code": code_sha256("slim", "models", "plan", "preprocess", "images"),
     }
 
