@@ -1,6 +1,6 @@
 """Image sets: which images they name, and those images as the arrays that a model takes.
 
-A set is a TOML file (calibration/README.md). `open_images` draws from it and returns `Images`, whose content
+A set is a TOML file (docs/recipes.md). `open_images` draws from it and returns `Images`, whose content
 hash covers the chosen files, their labels and the preprocessing.
 """
 

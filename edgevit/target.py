@@ -1,4 +1,4 @@
-"""What a target file says: the device, the runtime and how to time on it. Data; see targets/README.md."""
+"""What a target file says: the device, the runtime and how to time on it. Data; see docs/targets.md."""
 
 from __future__ import annotations
 
