@@ -20,8 +20,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-# Waking a second thread takes longer than the work on tensors this small. Processes that tests start inherit it:
-# float sums, and so the weights of a build, are equal to the last bit only for one number of threads.
+# Waking a second thread takes longer than the work on tensors this small. Processes that tests start inherit
+# it: float sums, and so the weights of a build, are equal to the last bit only for one number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 

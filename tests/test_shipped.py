@@ -51,9 +51,8 @@ def test_find_shipped_name_of_own_file_without_suffix_is_suggested(tmp_path: Pat
 
 def test_shipped_dir_of_an_installed_package_is_inside_it(tmp_path: Path) -> None:
     """Lay the package out as the wheel does, and ask it from another interpreter."""
-    shutil.copytree(
-        PACKAGE, tmp_path / "edgevit", ignore=shutil.ignore_patterns("__pycache__", "_shipped", "*.safetensors")
-    )
+    left_out = shutil.ignore_patterns("__pycache__", "_shipped", "*.safetensors")
+    shutil.copytree(PACKAGE, tmp_path / "edgevit", ignore=left_out)
     shutil.copytree(shipped_dir("targets"), tmp_path / "edgevit" / "_shipped" / "targets")
     code = "from edgevit.shipped import *; print(shipped_dir('targets')); print(*shipped_names('targets'))"
     run = subprocess.run(
