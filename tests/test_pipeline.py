@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from sample_report import result as sample
@@ -23,6 +24,7 @@ from edgevit.errors import (
 from edgevit.models.load import load_saved
 from edgevit.pipeline import BuildOptions, build
 from edgevit.pipeline.facts import busy_warnings
+from edgevit.pipeline.graphs import Probe
 from edgevit.recipe import load_recipe
 from edgevit.report.model import Report, load_report
 
@@ -266,6 +268,14 @@ def test_build_mean_pooled_model_has_no_dead_tokens_by_default(tmp_path: Path) -
     )
     recipe.write_text(text.replace('weights = "toy.safetensors"\n', ""))
     assert not run(recipe, tmp_path / "out").plan.dead_tokens
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2]), (8, [1, 7])])
+def test_probe_of_few_images_still_has_two_batch_sizes(images: int, sizes: list[int]) -> None:
+    pixels = np.arange(images * 12, dtype=np.float32).reshape(images, 3, 2, 2)
+    batches = Probe(pixels, "noise").batches(None)
+    assert [len(batch) for batch in batches] == sizes
+    assert all((image == pixels).all(axis=(1, 2, 3)).any() for batch in batches for image in batch)
 
 
 def test_build_dynamic_batch_gives_a_graph_that_takes_any(tmp_path: Path) -> None:

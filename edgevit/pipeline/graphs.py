@@ -80,9 +80,10 @@ class Probe:
     sha256: str
 
     def batches(self, batch: int | None) -> list[Batch]:
-        """Cut the images into batches, the last one filled up; None: of two sizes, 1 and the rest."""
+        """Cut the images into batches, the last one filled up; None: of two sizes, 1 and more."""
         if batch is None:
-            return [self.images[:1], self.images[1:]]
+            two = np.resize(self.images, (2, *self.images.shape[1:]))
+            return [self.images[:1], self.images[1:] if len(self.images) > 2 else two]
         count = -(-len(self.images) // batch)
         filled = np.resize(self.images, (count * batch, *self.images.shape[1:]))
         return [filled[start : start + batch] for start in range(0, len(filled), batch)]
