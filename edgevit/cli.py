@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, ParamSpec, Self
+from typing import TYPE_CHECKING, Annotated, ParamSpec, Self, get_args
 
 import typer
 from rich.console import Console
@@ -299,16 +299,16 @@ def measure(
     """Time an artefact on this machine, alone or interleaved with another."""
     from edgevit.errors import RecipeError
     from edgevit.pipeline.timing import artefacts_of_build, time_artefact
-    from edgevit.target import load_target
+    from edgevit.target import Precision, load_target
 
     loaded = load_target(target, Path())
     chosen = precision or loaded.precisions[0]
     if artefact.is_dir():
         artefact, dense, chosen = artefacts_of_build(artefact, loaded.name, [precision] if precision else [])
         against = against or dense
-    known = next((one for one in ("fp32", "bf16", "fp16", "int8") if one == chosen), None)
+    known: Precision | None = next((one for one in get_args(Precision) if one == chosen), None)
     if known is None:
-        raise RecipeError(f"--precision: expected fp32, bf16, fp16 or int8, got {chosen}.")
+        raise RecipeError(f"--precision: expected one of {', '.join(get_args(Precision))}, got {chosen}.")
     with _bars(json=json) as bars:
         timed = time_artefact(artefact, against, loaded, known, bars)
     _show_times(timed, f"{loaded.name} {known}", json=json)
