@@ -19,8 +19,8 @@ from edgevit.progress import Progress
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.select import slim_by_selection
 from edgevit.slim.site import ClosedForm
+from edgevit.slim.stream import BATCH
 
-BATCH = 32  # images that are decoded at once
 _ROWS_PER_DIM = 2  # rows (images times tokens) that a covariance needs for each of its dims
 
 
