@@ -24,13 +24,13 @@ class Rules(Strict):
 
     heads: Multiple = 1
     """Kept heads per block are a multiple of this, >= 1."""
-    qk: Multiple = 1
+    qk_dim: Multiple = 1
     """Kept query/key dims per head are a multiple of this, >= 1."""
-    vo: Multiple = 1
+    vo_dim: Multiple = 1
     """Kept value/output dims per head are a multiple of this, >= 1."""
     hidden: Multiple = 1
     """Kept hidden neurons per block are a multiple of this, >= 1."""
-    token: Multiple = 1
+    tokens: Multiple = 1
     """Tokens that leave a block are a multiple of this, >= 1."""
 
 

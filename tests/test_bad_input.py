@@ -184,7 +184,7 @@ def test_keep_counts_that_the_model_cannot_take_are_refused(
 
 def test_keep_count_that_is_no_multiple_gives_the_nearest(recipe: Path) -> None:
     with (recipe.parent / "short.toml").open("a") as file:
-        file.write("[rules]\nqk = 8\n")
+        file.write("[rules]\nqk_dim = 8\n")
     check(
         build(recipe),
         2,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.errors import RecipeError
+from edgevit.plan import KINDS
 from edgevit.target import DEFAULT_TARGET, Rules, load_target
 
 
@@ -25,6 +26,10 @@ def test_load_target_own_file_is_read_relative_to_the_folder(tmp_path: Path) -> 
     assert target.name == "line-7"
     assert target.rules == Rules(hidden=32)
     assert target.timing.seconds == 2.0
+
+
+def test_rules_have_the_names_of_the_plan() -> None:
+    assert tuple(Rules.model_fields) == KINDS
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from edgevit.pipeline.graphs import SIDES, Form, Graphs, Probe, export_graphs, m
 from edgevit.pipeline.inputs import Inputs, Wanted, read_inputs
 from edgevit.pipeline.keys import library_versions
 from edgevit.pipeline.stages import PLAN_FILE, Saved, Workshop, keep_plan, load_dense, slim_dense
-from edgevit.plan import Counts, Kind, Plan, check_multiples, keep_all, plan_from_counts, plan_text
+from edgevit.plan import KINDS, Counts, Plan, check_multiples, keep_all, plan_from_counts, plan_text
 from edgevit.progress import Progress, silent
 from edgevit.recipe import LoadedRecipe
 from edgevit.report.html import render_html
@@ -33,13 +33,6 @@ from edgevit.store import Store
 
 REPORT_FILES = ("report.json", "report.html")
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "safetensors", "timm", "torch")
-_RULES: dict[str, Kind] = {
-    "heads": "heads",
-    "qk": "qk_dim",
-    "vo": "vo_dim",
-    "hidden": "hidden",
-    "token": "tokens",
-}
 
 
 @dataclass(frozen=True)
@@ -159,8 +152,7 @@ def make_plan(inputs: Inputs, dense: Saved) -> Plan:
     dead = recipe.slim.dead_tokens and (asked or anatomy.read_tokens is not None)
     plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
     for wanted in inputs.wanted:
-        rules = wanted.target.rules
-        multiples = {kind: int(getattr(rules, name)) for name, kind in _RULES.items()}
+        multiples = {kind: int(getattr(wanted.target.rules, kind)) for kind in KINDS}
         check_multiples(plan, keep_all(anatomy), multiples, wanted.target.name)
     return plan
 
