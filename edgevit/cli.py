@@ -311,26 +311,17 @@ def measure(
         raise RecipeError(f"--precision: expected one of {', '.join(get_args(Precision))}, got {chosen}.")
     with _bars(json=json) as bars:
         timed = time_artefact(artefact, against, loaded, known, bars)
-    _show_times(timed, f"{loaded.name} {known}", json=json)
+    _show_times(timed, loaded.name, known, json=json)
     if timed.found.verdict == "untrusted":
         raise MeasurementError(f"timing cannot be trusted: {timed.found.why}.")
 
 
-def _show_times(timed: Timed, label: str, *, json: bool) -> None:
-    from dataclasses import asdict
-
+def _show_times(timed: Timed, target: str, precision: str, *, json: bool) -> None:
+    if json:
+        _print_json(_times_json(timed, target, precision))
+        return
     found = timed.found
     mine = found.candidate or found.reference
-    if json:
-        data = {"artefact": str(timed.artefact), "against": str(timed.against) if timed.against else None}
-        times = {
-            "latency_ms": asdict(mine),
-            "reference_ms": asdict(found.reference) if found.candidate else None,
-        }
-        ratio = asdict(found.speedup) if found.speedup else None
-        verdict = {"verdict": found.verdict, "why": found.why}
-        _print_json({**data, "target": label, "device": timed.device, **times, "speedup": ratio, **verdict})
-        return
     rows = [(timed.artefact, mine)]
     if timed.against is not None and found.candidate is not None:
         rows.insert(0, (timed.against, found.reference))
@@ -341,8 +332,31 @@ def _show_times(timed: Timed, label: str, *, json: bool) -> None:
         )
     if found.speedup is not None:
         speedup = found.speedup
-        typer.echo(f"speed-up {speedup.value:.3f}x ({speedup.low:.3f}-{speedup.high:.3f}), {label}")
+        typer.echo(
+            f"speed-up {speedup.value:.3f}x ({speedup.low:.3f}-{speedup.high:.3f}), {target} {precision}"
+        )
     typer.echo(f"{found.verdict}: {found.why}")
+
+
+def _times_json(timed: Timed, target: str, precision: str) -> dict[str, object]:
+    """Say in the words of report.json what timing found."""
+    from edgevit.pipeline.candidate import report_latency
+
+    found, ratio = timed.found, timed.found.speedup
+    mine = report_latency(found.candidate or found.reference)
+    reference = report_latency(found.reference) if found.candidate is not None else None
+    return {
+        "artefact": str(timed.artefact),
+        "against": str(timed.against) if timed.against is not None else None,
+        "target": target,
+        "precision": precision,
+        "device": timed.device,
+        "latency_ms": mine.model_dump(mode="json"),
+        "reference_ms": reference.model_dump(mode="json") if reference is not None else None,
+        "speedup": {"measured": ratio.value, "interval": [ratio.low, ratio.high]} if ratio else None,
+        "verdict": found.verdict,
+        "why": found.why,
+    }
 
 
 @app.command()

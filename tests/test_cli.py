@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from edgevit import __version__
 from edgevit.cli import Bars, app
 from edgevit.recipe import Recipe
-from edgevit.report.model import Report, to_json
+from edgevit.report.model import Latency, Report, to_json
 from edgevit.schema import load_toml
 
 
@@ -151,9 +151,13 @@ def test_measure_build_times_slim_against_dense(toy: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert data["artefact"].endswith("short/fp32/model.onnx")
     assert data["against"].endswith("short/dense/fp32/model.onnx")
-    assert data["speedup"]["value"] == pytest.approx(
-        data["reference_ms"]["median"] / data["latency_ms"]["median"]
+    assert (data["target"], data["precision"]) == ("short", "fp32")
+    slim, dense = (
+        Latency.model_validate_json(json.dumps(data[name])) for name in ("latency_ms", "reference_ms")
     )
+    low, high = data["speedup"]["interval"]
+    assert low <= data["speedup"]["measured"] <= high
+    assert data["speedup"]["measured"] == pytest.approx(dense.median / slim.median)
 
 
 def test_measure_artefact_alone_has_no_speedup(toy: Path) -> None:
