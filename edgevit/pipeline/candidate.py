@@ -22,7 +22,7 @@ from edgevit.measure.environment import read_conditions, read_machine
 from edgevit.measure.protocol import Latency as Times
 from edgevit.measure.protocol import Measurement, measure_pair
 from edgevit.pipeline.graphs import PARITY_FILE, SIDES, Form, Graph, Graphs, Probe, parity_facts, remembered
-from edgevit.pipeline.keys import code_sha256
+from edgevit.pipeline.keys import code_sha256, images_key
 from edgevit.pipeline.stages import Workshop
 from edgevit.report.model import Facts, Interval, Latency, Part
 from edgevit.store import JSON
@@ -169,7 +169,7 @@ def _compare(bench: Bench, side: str, graph: Graph, probe: Probe) -> dict[str, f
     key = bench.key("export", "pipeline") | {
         "onnx": graph.sha256,
         "artefact": bench.artefacts[side].sha256,
-        "images": probe.sha256,
+        "images": probe.key,
     }
 
     def make(folder: Path) -> None:
@@ -192,7 +192,7 @@ def _compare(bench: Bench, side: str, graph: Graph, probe: Probe) -> dict[str, f
 
 
 def _score(bench: Bench, side: str, images: Images) -> Logits:
-    key = bench.key("measure") | {"artefact": bench.artefacts[side].sha256, "images": images.sha256}
+    key = bench.key("measure") | {"artefact": bench.artefacts[side].sha256, "images": images_key(images)}
 
     def make(folder: Path) -> None:
         session = bench.session(side)

@@ -15,7 +15,7 @@ from edgevit.export.parity import TORCH_TO_ONNX, Batch, Link, Parity, check_pari
 from edgevit.export.verify import check_dims
 from edgevit.images import Images
 from edgevit.models.arch import Arch
-from edgevit.pipeline.keys import code_sha256, library_versions
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.stages import Saved, Workshop, onnx_metadata
 from edgevit.recipe import ExportSection
 from edgevit.store import JSON
@@ -77,7 +77,8 @@ class Probe:
 
     images: Batch
     """[n, C, H, W]."""
-    sha256: str
+    key: JSON
+    """What they depend on."""
 
     def batches(self, batch: int | None) -> list[Batch]:
         """Cut the images into batches, the last one filled up; None: of two sizes, 1 and more."""
@@ -92,7 +93,7 @@ class Probe:
 def make_probe(images: Images | None, arch: Arch) -> Probe:
     """Take the first images of a set, or seeded noise where there is none."""
     if images is not None:
-        return Probe(next(iter(images.batches(PARITY_IMAGES))), images.sha256)
+        return Probe(next(iter(images.batches(PARITY_IMAGES))), images_key(images))
     noise = np.random.default_rng(0).standard_normal((PARITY_IMAGES, *arch.image))
     return Probe(noise.astype(np.float32), "noise")
 
@@ -140,7 +141,7 @@ def _compare(
     key: dict[str, JSON] = {
         "model": model.sha256,
         "onnx": graph.sha256,
-        "images": probe.sha256,
+        "images": probe.key,
         "versions": library_versions(("onnxruntime", "torch")),
         "code": code_sha256("export", "models", "pipeline"),
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import edgevit
 from edgevit.disk import sha256_file
+from edgevit.images import Images
+from edgevit.store import JSON
 
 _PACKAGE = Path(edgevit.__file__).resolve().parent
 
@@ -28,3 +30,14 @@ def code_sha256(*rooms: str) -> str:
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of installed distributions, without importing them."""
     return {name: metadata.version(name) for name in names}
+
+
+def images_key(images: Images | None) -> JSON:
+    """Return what pixels depend on: the files and settings, and the code and library that decode them."""
+    if images is None:
+        return None
+    return {
+        "sha256": images.sha256,
+        "versions": library_versions(("numpy", "pillow")),
+        "code": code_sha256("images", "image_rows", "preprocess"),
+    }

@@ -14,7 +14,7 @@ from edgevit.disk import sha256_file
 from edgevit.images import Images, preprocess_to_json
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, LoadedModel, load_model, load_saved, save_model
 from edgevit.pipeline.inputs import Inputs
-from edgevit.pipeline.keys import code_sha256, library_versions
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.plan import Plan, plan_text
 from edgevit.progress import Progress
 from edgevit.report.model import StageFacts
@@ -120,9 +120,9 @@ def slim_dense(
         "dense": dense.sha256,
         "plan": plan_text(plan),
         "recover": options.recover,
-        "images": images.sha256 if images is not None else None,
-        "versions": library_versions(("torch", "numpy", "safetensors", "pillow")),
-        "code": code_sha256("slim", "models", "plan", "preprocess", "images"),
+        "images": images_key(images),
+        "versions": library_versions(("torch", "numpy", "safetensors")),
+        "code": code_sha256("slim", "models", "plan", "preprocess"),
     }
 
     def make(folder: Path) -> None:
