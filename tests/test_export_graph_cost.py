@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgevit.cost import model_cost
 from edgevit.errors import ExportError
-from edgevit.export.graph_cost import graph_cost
+from edgevit.export.graph_cost import check_macs, graph_cost
 from edgevit.models.arch import Arch
 
 
@@ -50,6 +50,15 @@ def test_graph_cost_is_the_same_in_every_opset_and_simplified(tmp_path: Path) ->
     files: list[dict[str, Any]] = [{}, {"opset": 17}, {"simplify": True, "metadata": plan}]
     counts = [graph_cost(exported(tmp_path, arch, **options)) for options in files]
     assert {(count.macs, count.params) for count in counts} == {(counts[0].macs, counts[0].params)}
+
+
+def test_check_macs_names_the_promised_and_the_found_number(tmp_path: Path) -> None:
+    path = exported(tmp_path, ARCH)
+    check_macs(path, ARCH)
+    fewer = replace(ARCH, blocks=tuple(replace(block, hidden=15) for block in ARCH.blocks))
+    promised, found = (f"{model_cost(arch).total.macs:,}" for arch in (fewer, ARCH))
+    with pytest.raises(ExportError, match=f"expected {promised} MACs .* the graph has {found}"):
+        check_macs(path, fewer)
 
 
 def test_graph_cost_counts_elementwise_elements_apart(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_build_manifest_lists_every_public_file(built: tuple[Report, Path]) -> N
 def test_build_onnx_says_what_its_input_is(built: tuple[Report, Path]) -> None:
     _, out = built
     found = {p.key: p.value for p in onnx.load(out / "onnx" / "fp32.onnx").metadata_props}
+    assert set(json.loads(found["edgevit.versions"])) == {"onnx", "onnxscript", "timm", "torch"}
     assert json.loads(found["edgevit.preprocess"])["crop"] == [32, 32]
     assert found["edgevit.weights_sha256"] == sha256_file(out / "model.safetensors")
     assert found["edgevit.plan_sha256"] == json.loads((out / "manifest.json").read_text())["plan_sha256"]

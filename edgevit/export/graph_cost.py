@@ -11,8 +11,10 @@ from pathlib import Path
 
 import onnx
 
+from edgevit.cost import model_cost
 from edgevit.errors import ExportError
 from edgevit.export.read import read_onnx
+from edgevit.models.arch import Arch
 
 Shape = tuple[int, ...]
 
@@ -69,6 +71,20 @@ def graph_cost(path: Path) -> GraphCost:
         elementwise=_elements(model, shapes, _ELEMENTWISE) // batch,
         softmax=_elements(model, shapes, _SOFTMAX) // batch,
     )
+
+
+def check_macs(path: Path, arch: Arch) -> None:
+    """Check that the graph does the MACs that its dims promise: what a report estimates from.
+
+    Raises:
+        ExportError: it does not; both numbers are named.
+    """
+    found, promised = graph_cost(path).macs, model_cost(arch).total.macs
+    if found != promised:
+        raise ExportError(
+            f"{path}: expected {promised:,} MACs from the model's dims, the graph has {found:,}. "
+            "This is a fault of edgevit's export, please report it with the recipe."
+        )
 
 
 def _fix_batch(model: onnx.ModelProto) -> int:

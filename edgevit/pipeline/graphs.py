@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.disk import sha256_tree
+from edgevit.export.graph_cost import check_macs
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import TORCH_TO_ONNX, Batch, Link, Parity, check_parity, limits_for
@@ -123,13 +124,14 @@ def _export(shop: Workshop, side: str, model: Saved, form: Form, plan_sha256: st
         "versions": library_versions(
             ("onnx", "onnxscript", "onnx-ir", "torch", *(("onnxsim",) if form.simplify else ()))
         ),
-        "code": code_sha256("export", "models"),
+        "code": code_sha256("export", "models", "cost"),
     }
 
     def make(folder: Path) -> None:
         options = ExportOptions(form.opset, form.batch, form.simplify, metadata)
         export_onnx(model.loaded.model, folder / GRAPH_FILE, options)
         check_dims(folder / GRAPH_FILE, arch)
+        check_macs(folder / GRAPH_FILE, arch)
 
     folder = shop.run("export", key, make, of=side)
     return Graph(folder / GRAPH_FILE, sha256_tree(folder), arch)

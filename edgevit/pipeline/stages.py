@@ -144,6 +144,9 @@ def onnx_metadata(model: Saved, plan_sha256: str | None) -> dict[str, str]:
 
     metadata = {
         "edgevit.version": edgevit.__version__,
+        "edgevit.versions": json.dumps(
+            library_versions(("onnx", "onnxscript", "timm", "torch")), sort_keys=True
+        ),
         "edgevit.weights_sha256": sha256_file(model.folder / WEIGHTS_FILE),
         "edgevit.preprocess": json.dumps(preprocess_to_json(model.loaded.preprocess), sort_keys=True),
     }
