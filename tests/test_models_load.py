@@ -194,6 +194,12 @@ def test_name_that_timm_does_not_know_gives_the_nearest() -> None:
         load_model(ModelSource("vit_tiny_patch16_225"))
 
 
+def test_misspelt_name_is_answered_with_models_that_can_be_slimmed_or_none() -> None:
+    with pytest.raises(RecipeError, match="knows no model 'vit_tinyy'") as refused:
+        load_model(ModelSource("vit_tinyy"))
+    assert "davit" not in str(refused.value)
+
+
 def test_name_of_no_directory_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="edgevit saved no such directory"):
         load_model(ModelSource(str(tmp_path / "gone")))

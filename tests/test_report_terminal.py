@@ -170,6 +170,14 @@ def test_findings_without_a_chosen_candidate_speak_of_all_that_are_offered() -> 
     )
 
 
+def test_findings_of_a_refusal_for_its_timing_say_so_once() -> None:
+    made = report()
+    why = made.results[2].why
+    refused = made.results[2].model_copy(update={"refused": f"untrusted timing: {why}"})
+    said = phrases.findings(made.model_copy(update={"results": (*made.results[:2], refused)}))
+    assert [line for line in said if why in line] == [f"openvino-cpu int8 refused: untrusted timing: {why}."]
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [

@@ -28,6 +28,9 @@ OptionValue = Scalar | tuple[Scalar, ...]
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"
 
+_VIT_MODULES = ["vision_transformer", "deit"]
+"""Where timm defines the models that edgevit reads; others are not worth suggesting."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -131,7 +134,7 @@ def _create(source: ModelSource) -> nn.Module:
     import timm
 
     if not timm.is_model(source.name):
-        close = nearest(source.name.split("/")[-1], timm.list_models())
+        close = nearest(source.name.split("/")[-1], timm.list_models(module=_VIT_MODULES))
         hint = (
             f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
         )

@@ -102,7 +102,11 @@ def findings(report: Report) -> list[str]:
     said = [f"{label(result)}: {speed(result)} {accuracy(result, report.evaluation)}" for result in offered]
     none = ["No candidate is offered: all were refused."] if report.results and not offered else []
     refused = [f"{label(r)} refused: {r.refused}." for r in report.results if r.refused is not None]
-    others = [r for r in report.results if r.verdict == "untrusted" and r not in offered]
+    others = [
+        r
+        for r in report.results
+        if r.verdict == "untrusted" and r not in offered and r.why not in (r.refused or "")
+    ]
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
     return [*said, *none, *refused, *untrusted, *missing]
