@@ -205,7 +205,7 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     Raises:
         ValueError: no image, a truncated or damaged one, or one with 32-bit float pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     # What PIL's decoders raise on damaged files; SyntaxError is how its PNG reader reports a broken chunk.
     damaged = (OSError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError)
@@ -213,6 +213,8 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
         with Image.open(io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()
+    except UnidentifiedImageError as error:  # its words name a Python object
+        raise ValueError("its bytes are those of no known image format") from error
     except (*damaged, Image.DecompressionBombError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return _eight_bit(image).convert("L" if channels == 1 else "RGB")

@@ -210,6 +210,15 @@ def test_corrupt_image_in_parquet_is_named_by_file_and_row(tmp_path: Path) -> No
         values(images)
 
 
+def test_text_file_named_png_is_told_apart_in_words(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "images.parquet", [b"hello"])
+    images = open_images(parquet_set(tmp_path), SMALL, None, 0)
+    with pytest.raises(
+        ImagesError, match=r"row 0 .*its bytes are those of no known image format\. Replace it"
+    ):
+        values(images)
+
+
 def test_corrupt_image_in_folder_is_named_by_path(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "good.png").write_bytes(png(1))
