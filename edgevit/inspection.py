@@ -20,6 +20,8 @@ from edgevit.plan import KINDS, Anatomy
 from edgevit.report import phrases
 
 _SAVED_BESIDE = ("preprocess", "labels", "random_weights")  # in arch.json, but no dims
+_DIMS = ("heads", "qk", "vo", "hidden", "tokens")
+_NO_DIMS = ("",) * len(_DIMS)
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ def render(found: Inspection, console: Console) -> None:
     console.print(Text.assemble((found.name, "bold"), f"  {facts}"), soft_wrap=True)
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("part", no_wrap=True)
-    for header in ("heads", "qk", "vo", "hidden", "tokens", "MACs", "params", "bytes"):
+    for header in (*_DIMS, "MACs", "params", "bytes"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_row("stem", "", "", "", "", *_cost_cells(found.cost.stem))
+    table.add_row("stem", *_NO_DIMS, *_cost_cells(found.cost.stem))
     for index, (block, cost) in enumerate(zip(arch.blocks, found.cost.blocks, strict=True)):
         dims = (block.heads, block.qk_dim, block.vo_dim, block.hidden, block.tokens_out)
         table.add_row(f"blocks.{index}", *map(str, dims), *_cost_cells(cost))
-    table.add_row("head", "", "", "", "", *_cost_cells(found.cost.head), end_section=True)
-    table.add_row("total", "", "", "", "", *_cost_cells(found.cost.total), style="bold")
+    table.add_row("head", *_NO_DIMS, *_cost_cells(found.cost.head), end_section=True)
+    table.add_row("total", *_NO_DIMS, *_cost_cells(found.cost.total), style="bold")
     console.print(table)
     for line in _words(found):
         console.print(Text(line), soft_wrap=True)

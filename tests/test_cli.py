@@ -114,6 +114,13 @@ def test_inspect_build_shows_its_blocks_and_what_can_be_cut(toy: Path) -> None:
     assert "Can be cut: heads, qk_dim, vo_dim, hidden, tokens." in text
 
 
+def test_inspect_parts_without_dims_leave_those_columns_empty(toy: Path) -> None:
+    lines = edgevit("inspect", toy / "out").stdout.splitlines()
+    edge = next(line for line in lines if line.startswith("part")).index("tokens") + len("tokens")
+    rows = [line for line in lines if line.startswith(("stem", "head", "total"))]
+    assert [row[:edge].split() for row in rows] == [["stem"], ["head"], ["total"]]
+
+
 def test_inspect_json_counts_deit_tiny_as_the_literature_does() -> None:
     data = json.loads(edgevit("inspect", "deit_tiny_patch16_224", "--json").stdout)
     assert round(data["total"]["macs"] / 1e9, 3) == 1.254
@@ -171,6 +178,14 @@ def test_measure_target_that_was_not_built_is_a_usage_error(toy: Path) -> None:
     result = edgevit("measure", toy / "out", "--target", "openvino-cpu")
     assert result.exit_code == 2
     assert "no artefact for openvino-cpu; it has short fp32" in result.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--against"]], ids=["artefact", "reference"])
+def test_measure_file_that_is_not_there_is_a_usage_error(toy: Path, option: list[str]) -> None:
+    there = [toy / "out" / "onnx" / "fp32.onnx"] if option else []
+    result = edgevit("measure", *there, *option, toy / "none.onnx", "--target", toy / "short.toml")
+    assert result.exit_code == 2
+    assert "none.onnx: expected a built artefact, found no such file" in result.stderr
 
 
 def test_report_json_prints_the_file(reported: Path) -> None:

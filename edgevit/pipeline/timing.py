@@ -36,9 +36,15 @@ def time_artefact(
     Every run gets the same random numbers: a ViT takes as long for them as for an image.
 
     Raises:
+        RecipeError: there is no such file.
         BackendUnavailableError: the runtime or device is not here.
         BackendError: a file cannot be loaded, or the two take inputs of different shapes.
     """
+    for path in (artefact, against):
+        if path is not None and not path.exists():
+            raise RecipeError(
+                f"{path}: expected a built artefact, found no such file. Give the file that a build made."
+            )
     backend = get_backend(target.runtime)
     backend.check()
     with ExitStack() as stack:
