@@ -126,7 +126,7 @@ def disk_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
             raise full from error
         remedy = "Make it writable for this user" if error.errno in _NOT_ALLOWED else "Check this path"
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror}). {remedy}, or build elsewhere with --out DIR."
+            f"{path}: cannot be written ({error.strerror}). {remedy}, or give another (a build: --out DIR)."
         ) from error
 
 
