@@ -77,5 +77,5 @@ def _check_enough(dense: SlimViT, images: Images) -> None:
         raise ImagesError(
             f"calibration.images: the closed form needs at least {least} images for this model ({widest} "
             f"dims in its widest layer, {dense.arch.tokens} tokens an image), got {len(images)}. "
-            "Use 256 or more; each costs a few passes."
+            "Give it that many or more: accuracy grows with them, and so does the time."
         )
