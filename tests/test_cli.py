@@ -19,7 +19,8 @@ from toy_build import write_toy
 from typer.testing import CliRunner
 
 from edgevit import __version__
-from edgevit.cli import Bars, app
+from edgevit.bars import Bars
+from edgevit.cli import app
 from edgevit.recipe import Recipe
 from edgevit.report.model import Latency, Report, to_json
 from edgevit.schema import load_toml
