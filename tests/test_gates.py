@@ -71,7 +71,9 @@ def test_require_gates_agreement_of_a_finished_build_is_checked_on_what_was_chos
 def test_require_gates_one_precision_that_keeps_the_limit_is_enough() -> None:
     poor = candidate("bf16", 5.0, drop=Drop(points=2.5, interval=(1.0, 4.0)))
     gates = Gates(max_drop=1.0)
-    require_gates(choose([candidate("fp32", 6.0), poor], gates, "fastest"), gates)
+    results = choose([candidate("fp32", 6.0), poor], gates, "fastest")
+    assert chosen(results) == ["fp32"]
+    require_gates(results, gates)
 
 
 def test_require_gates_limit_without_labels_is_missed() -> None:

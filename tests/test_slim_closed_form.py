@@ -36,23 +36,23 @@ def _ridged(covariance: Tensor) -> Tensor:
     return covariance + RIDGE * covariance.diagonal().mean() * eye
 
 
-def _close(found: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_roots_multiply_back() -> None:
     matrices = torch.stack([_cov(_correlated(80, 6)), _cov(_correlated(80, 6, seed=1))])
     root, inverse = roots(matrices)
-    _close(root @ root, matrices)
-    _close(root @ inverse, torch.eye(6, dtype=torch.float64).expand(2, 6, 6))
-    _close(root, root.mT)
+    assert_close(root @ root, matrices)
+    assert_close(root @ inverse, torch.eye(6, dtype=torch.float64).expand(2, 6, 6))
+    assert_close(root, root.mT)
 
 
 def test_roots_of_a_singular_matrix_stay_finite() -> None:
     thin = _random(6, 2)
     root, inverse = roots(thin @ thin.T)
     assert inverse.isfinite().all()
-    _close(root @ root, thin @ thin.T, 1e-4)
+    assert_close(root @ root, thin @ thin.T, 1e-4)
 
 
 def test_roots_of_zeros_are_finite() -> None:
@@ -69,7 +69,9 @@ def _centred_logits(queries: Tensor, keys: Tensor) -> Tensor:
 def test_qk_at_full_rank_gives_the_logits_up_to_a_constant_per_query() -> None:
     queries, keys = _correlated(70, 6), _correlated(60, 6, seed=1)
     map_q, map_k = reduce_qk((queries.T @ queries / 70)[None], _cov(keys)[None], 6)
-    _close(_centred_logits(queries @ map_q[0].T, keys @ map_k[0].T), _centred_logits(queries, keys), 1e-7)
+    assert_close(
+        _centred_logits(queries @ map_q[0].T, keys @ map_k[0].T), _centred_logits(queries, keys), 1e-7
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5])
@@ -79,7 +81,7 @@ def test_qk_at_a_lower_rank_is_the_best_that_the_rank_allows(rank: int) -> None:
     assert map_q.shape == map_k.shape == (1, rank, 6)
     whole = _centred_logits(queries, keys)
     error = (whole - _centred_logits(queries @ map_q[0].T, keys @ map_k[0].T)).square().sum()
-    _close(error, torch.linalg.svdvals(whole)[rank:].square().sum(), 1e-7)
+    assert_close(error, torch.linalg.svdvals(whole)[rank:].square().sum(), 1e-7)
 
 
 def test_qk_of_each_head_is_its_own() -> None:
@@ -88,13 +90,13 @@ def test_qk_of_each_head_is_its_own() -> None:
     map_q, map_k = reduce_qk(squares, covariances, 3)
     for head in (0, 1):
         alone_q, alone_k = reduce_qk(squares[head : head + 1], covariances[head : head + 1], 3)
-        _close(map_q[head].T @ map_k[head], alone_q[0].T @ alone_k[0])
+        assert_close(map_q[head].T @ map_k[head], alone_q[0].T @ alone_k[0])
 
 
 def test_vo_at_full_rank_gives_the_output() -> None:
     u, out = _correlated(90, 5), _random(8, 5, seed=3)
     turn, columns = reduce_vo(out, _cov(u), 5)
-    _close(columns @ turn, out)
+    assert_close(columns @ turn, out)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4])
@@ -106,7 +108,7 @@ def test_vo_at_a_lower_rank_is_the_best_that_the_rank_allows(rank: int) -> None:
     centred = u - u.mean(dim=0)
     whole = centred @ out.T
     error = (whole - centred @ turn.T @ columns.T).square().sum()
-    _close(error, torch.linalg.svdvals(whole)[rank:].square().sum(), 1e-7)
+    assert_close(error, torch.linalg.svdvals(whole)[rank:].square().sum(), 1e-7)
 
 
 def test_vo_beats_every_choice_of_dims() -> None:
@@ -203,14 +205,14 @@ def test_heads_are_those_of_naive_refit_losses(heads: int, keep: int) -> None:
     assert kept.tolist() == _naive_heads(weight, covariance, heads, keep)
     hessian, chosen = _ridged(covariance), _columns(kept.tolist(), 3)
     best = torch.linalg.solve(hessian[chosen][:, chosen], (weight @ hessian[:, chosen]).T).T
-    _close(columns, best, 1e-6)
+    assert_close(columns, best, 1e-6)
 
 
 def test_refit_without_pull_is_least_squares() -> None:
     x, t = _correlated(80, 6), _random(80, 4, seed=7)
     x_centred, t_centred = x - x.mean(dim=0), t - t.mean(dim=0)
     found = refit(_cov(x), t_centred.T @ x_centred / 80, _random(4, 6), 0.0)
-    _close(found, torch.linalg.lstsq(x_centred, t_centred).solution.T, 1e-7)
+    assert_close(found, torch.linalg.lstsq(x_centred, t_centred).solution.T, 1e-7)
 
 
 def test_refit_with_pull_is_least_squares_of_the_augmented_system() -> None:
@@ -220,10 +222,10 @@ def test_refit_with_pull_is_least_squares_of_the_augmented_system() -> None:
     strength = (80 * pull * _cov(x).diagonal().mean()).sqrt()
     rows = torch.cat([x_centred, strength * torch.eye(6, dtype=torch.float64)])
     targets = torch.cat([t_centred, strength * start.T])
-    _close(found, torch.linalg.lstsq(rows, targets).solution.T)
+    assert_close(found, torch.linalg.lstsq(rows, targets).solution.T)
 
 
 def test_refit_with_a_strong_pull_stays_at_the_start() -> None:
     start = _random(4, 6, seed=8)
     found = refit(_cov(_correlated(80, 6)), _random(4, 6), start, 1e9)
-    _close(found, start, 1e-6)
+    assert_close(found, start, 1e-6)
