@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import EdgevitError
+from edgevit.version import __version__
 
 if TYPE_CHECKING:
     from edgevit.models.load import LoadedModel, ModelSource, load_model
     from edgevit.pipeline import BuildOptions, build
     from edgevit.recipe import LoadedRecipe, load_recipe
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BuildOptions",
