@@ -14,6 +14,7 @@
     │   └── BackendUnavailableError 6: runtime or device missing; says how to get it
     ├── AccuracyGateError           3: accuracy or agreement misses the gate
     ├── LatencyGateError            4: latency or speed-up misses the gate
+    ├── TrainingError               1: a loss or gradient that is not finite
     └── MeasurementError            7: the timing cannot be trusted
 
 A message says where, what was expected, what was found, and what to do (with the cost of doing it).
@@ -98,6 +99,10 @@ class LatencyGateError(EdgevitError):
     """A result that misses a latency gate."""
 
     exit_code = 4
+
+
+class TrainingError(EdgevitError):
+    """A training that cannot go on."""
 
 
 class MeasurementError(EdgevitError):

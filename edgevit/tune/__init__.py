@@ -1,0 +1,1 @@
+"""Training a slim model: one loop for every objective, and distillation from the dense model."""

@@ -1,0 +1,152 @@
+"""Distillation: train a slim model until it answers as the dense one does, on unlabelled images.
+
+B batch, N tokens, N' tokens of the slim model, D embed width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevit.images import Images
+from edgevit.models.arch import Arch
+from edgevit.models.layers import SlimViT, TokenMatch, pool_tokens
+from edgevit.progress import Progress, silent
+from edgevit.training import Training
+from edgevit.tune.checkpoint import CheckpointFile
+from edgevit.tune.loop import Trained, train_
+from edgevit.tune.views import Views
+
+
+@dataclass(frozen=True)
+class Distil:
+    """What the slim model learns from, and how."""
+
+    training: Training = field(default_factory=Training)
+    temperature: float = 1.0
+    """Both models' logits are divided by it: above 1, the less likely classes count more."""
+    hidden: float = 1.0
+    """Weight of the residual streams beside the logits; 0: the logits alone."""
+
+
+def distil(
+    dense: SlimViT,
+    slim: SlimViT,
+    images: Images,
+    options: Distil = Distil(),
+    checkpoint: CheckpointFile | None = None,
+    progress: Progress = silent,
+) -> tuple[SlimViT, Trained]:
+    """Return the slim model with weights trained to imitate the dense one; both arguments stay as they are.
+
+    Args:
+        dense: the teacher.
+        slim: where training starts.
+        images: unlabelled; all pixels are held in memory.
+        options: what is learnt, and how.
+        checkpoint: where the training is kept; it goes on from there if it was interrupted.
+        progress: called after each step.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        WeightsError: the checkpoint is damaged or of another training.
+        ImagesError: an image cannot be read.
+    """
+    student = copy.deepcopy(slim).requires_grad_(True)
+    objective = Distillation(student, copy.deepcopy(dense), options)
+    views = Views(images.pixels(), images.preprocess, options.training.seed)
+    trained = train_(objective, views, options.training, checkpoint, progress)
+    return student.requires_grad_(False), trained
+
+
+class Distillation(nn.Module):
+    """The loss of a slim model against a dense one: KL of the answers, relative error of the streams.
+
+    Reference: Hinton et al. 2015, arXiv:1503.02531, for the logits; Romero et al. 2015, arXiv:1412.6550, for
+    the hidden states.
+    Differs: no labels take part, and hidden states need no projection, as slimming leaves the width.
+    """
+
+    def __init__(self, student: SlimViT, teacher: SlimViT, options: Distil) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher.requires_grad_(False)
+        self.options = options
+        self.compared = compared_blocks(teacher.arch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean loss of a batch of images, [B, C, H, W] -> []."""
+        with torch.no_grad():
+            wanted = _run(self.teacher, images, self.compared)
+        found = _run(self.student, images, self.compared)
+        loss = _divergence(found.logits.float(), wanted.logits.float(), self.options.temperature)
+        if self.options.hidden and self.compared:
+            errors = [_error(own, aim) for own, aim in zip(found.streams, wanted.streams, strict=True)]
+            loss = loss + self.options.hidden * torch.stack(errors).mean(dim=0)
+        return loss.mean()
+
+
+def compared_blocks(teacher: Arch) -> tuple[int, ...]:
+    """Return the blocks, counted from 1, behind which streams are compared: after each third.
+
+    Behind a block in which the teacher itself merges tokens there are none: its merges and the student's
+    differ, and their tokens no longer correspond.
+    """
+    depth = len(teacher.blocks)
+    merging = next((number for number, dims in enumerate(teacher.blocks, start=1) if dims.merged), depth + 1)
+    return tuple(sorted({math.ceil(depth * third / 3) for third in (1, 2, 3)} & set(range(1, merging))))
+
+
+class _Stream(NamedTuple):
+    """The residual stream behind one block, and the merges that led to its tokens."""
+
+    tokens: Tensor  # [B, N', D]
+    merges: tuple[TokenMatch, ...]
+
+
+class _Seen(NamedTuple):
+    streams: list[_Stream]
+    logits: Tensor  # [B, classes]
+
+
+def _run(model: SlimViT, images: Tensor, compared: tuple[int, ...]) -> _Seen:
+    """Run a model and keep the streams behind the blocks `compared`."""
+    x, sizes = model.embed(images), None
+    merges: tuple[TokenMatch, ...] = ()
+    streams = []
+    for number, block in enumerate(model.blocks, start=1):
+        if block.dims.merged:
+            with torch.no_grad():  # the same keys as the block computes, so the same merges
+                merges = (*merges, block.match(block.attn.keys(block.norm1(x))))
+        x, sizes = block(x, sizes)
+        if number in compared:
+            streams.append(_Stream(x, merges))
+    return _Seen(streams, model.classify(x, sizes))
+
+
+def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Return KL(wanted || found) of each image, [B]; squared temperature keeps the gradient's size."""
+    own = (found / temperature).log_softmax(dim=-1)
+    aim = (wanted / temperature).log_softmax(dim=-1)
+    divergence = functional.kl_div(own, aim, reduction="none", log_target=True)
+    return divergence.sum(dim=-1) * temperature**2
+
+
+def _error(found: _Stream, wanted: _Stream) -> Tensor:
+    """Return the squared error of each image's stream relative to the wanted one's square, [B].
+
+    Where the student merged tokens, the teacher's are pooled by the same merges; where it dropped dead ones,
+    those that are alive lead.
+    """
+    aim, sizes = wanted.tokens, None
+    for merge in found.merges:
+        aim, sizes = pool_tokens(aim, sizes, merge)
+    alive = min(found.tokens.shape[1], aim.shape[1])
+    aim = aim[:, :alive].float()
+    squares = (found.tokens[:, :alive].float() - aim).square().sum(dim=(1, 2))
+    return squares / aim.square().sum(dim=(1, 2))

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_build import write_images
+from toy_training import checkpoint_in
+from toy_vits import few_cause_images, toy_arch, toy_model, toy_plan
+
+from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.models.layers import SlimViT, pool_tokens
+from edgevit.plan import Counts
+from edgevit.preprocess import Preprocess
+from edgevit.slim.select import slim_by_selection
+from edgevit.training import Training
+from edgevit.tune.distil import Distil, Distillation, compared_blocks, distil
+
+PREPROCESS = Preprocess(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
+SHORT = Training(epochs=2, lr=1e-3, batch=4, precision="fp32", checkpoint_steps=2)
+MERGE = Counts(qk_dim=6, tokens=[13, 13, 9])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "set", 12)
+    source = LoadedSet(ImageSet(kind="folder", path="set", label=""), folder / "set.toml")
+    return open_images(source, PREPROCESS, None, 0)
+
+
+def slim_of(dense: SlimViT, counts: Counts, *, dead_tokens: bool = False) -> SlimViT:
+    with torch.no_grad():
+        return slim_by_selection(dense, toy_plan(dense, counts, dead_tokens=dead_tokens))
+
+
+def loss_of(dense: SlimViT, slim: SlimViT, options: Distil) -> float:
+    with torch.no_grad():
+        return float(Distillation(slim, dense, options)(few_cause_images(8)))
+
+
+@pytest.mark.parametrize("dead_tokens", [False, True])
+def test_distillation_of_an_equal_student_is_nothing(dead_tokens: bool) -> None:
+    dense = toy_model()
+    assert loss_of(dense, slim_of(dense, Counts(), dead_tokens=dead_tokens), Distil()) == pytest.approx(
+        0, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("counts", [Counts(qk_dim=6), Counts(hidden=20), MERGE])
+def test_distillation_of_a_cut_student_has_both_terms(counts: Counts) -> None:
+    dense = toy_model()
+    slim = slim_of(dense, counts)
+    logits = loss_of(dense, slim, Distil(hidden=0.0))
+    both = loss_of(dense, slim, Distil(hidden=2.0))
+    assert 0 < logits < both
+    assert both - logits == pytest.approx(2 * (loss_of(dense, slim, Distil(hidden=1.0)) - logits), rel=1e-3)
+
+
+def test_distillation_logits_term_is_kl_at_the_temperature() -> None:
+    dense = toy_model()
+    slim = slim_of(dense, Counts(hidden=20))
+    images = few_cause_images(8)
+    with torch.no_grad():
+        p, q = (dense(images) / 2).softmax(dim=-1), (slim(images) / 2).softmax(dim=-1)
+    expected = 4 * float((p * (p / q).log()).sum(dim=-1).mean())
+    assert loss_of(dense, slim, Distil(temperature=2.0, hidden=0.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> None:
+    dense = toy_model(toy_arch(depth=1))
+    slim = slim_of(dense, Counts(tokens=[13]))
+    block, wanted = slim.blocks[0], dense.blocks[0]
+    with torch.no_grad():
+        x = dense.embed(few_cause_images(8))
+        own, _ = block(x, None)
+        match = block.match(block.attn.keys(block.norm1(x)))
+        aim, _ = pool_tokens(wanted(x, None)[0], None, match)
+    errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
+    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden=0.0))
+    assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
+
+
+def test_distillation_is_a_mean_over_images() -> None:
+    dense = toy_model()
+    objective = Distillation(slim_of(dense, MERGE), dense, Distil())
+    images = few_cause_images(8)
+    with torch.no_grad():
+        alone = [float(objective(images[i : i + 1])) for i in range(8)]
+        together = float(objective(images))
+    assert together == pytest.approx(float(np.mean(alone)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(12, (4, 8, 12)), (3, (1, 2, 3)), (2, (1, 2)), (1, (1,)), (5, (2, 4, 5))]
+)
+def test_compared_blocks_stand_after_each_third(depth: int, expected: tuple[int, ...]) -> None:
+    assert compared_blocks(toy_arch(depth=depth)) == expected
+
+
+def test_compared_blocks_end_where_the_teacher_merges() -> None:
+    assert compared_blocks(slim_of(toy_model(), Counts(tokens=[17, 13, 13])).arch) == (1,)
+
+
+@pytest.mark.parametrize("counts", [Counts(qk_dim=4, hidden=20), MERGE])
+def test_distil_brings_the_student_nearer_and_leaves_its_arguments(images: Images, counts: Counts) -> None:
+    dense = toy_model()
+    slim = slim_of(dense, counts)
+    before = {name: value.clone() for name, value in slim.state_dict().items()}
+    options = Distil(dataclasses.replace(SHORT, epochs=15, lr=5e-3))
+    found, trained = distil(dense, slim, images, options)
+    assert trained.epoch_losses[-1] < 0.8 * trained.epoch_losses[0]
+    assert found.arch == slim.arch
+    assert all(torch.equal(value, before[name]) for name, value in slim.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    pixels = torch.from_numpy(next(images.batches(12)))
+    with torch.no_grad():
+        wanted = dense(pixels)
+        assert (found(pixels) - wanted).norm() < (slim(pixels) - wanted).norm()
+
+
+def test_distil_interrupted_ends_with_the_same_bits(images: Images, tmp_path: Path) -> None:
+    dense = toy_model()
+    slim = slim_of(dense, MERGE)
+    whole, _ = distil(dense, slim, images, Distil(SHORT))
+
+    def stop(task: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path), stop)
+    found, _ = distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("reads", ["class+distillation", "mean", "mean+prefix"])
+def test_distil_takes_every_kind_of_head(images: Images, reads: str) -> None:
+    dense = toy_model(toy_arch(reads, prefix=2 if reads == "class+distillation" else 1))  # type: ignore[arg-type]
+    _, trained = distil(dense, slim_of(dense, Counts(hidden=24)), images, Distil(SHORT))
+    assert trained.steps == 6

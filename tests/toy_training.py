@@ -1,0 +1,63 @@
+"""A training of milliseconds: a small regression whose steps draw random numbers, and noise to learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevit.training import Training
+from edgevit.tune.checkpoint import CheckpointFile
+
+SAMPLES = 22
+TRAINING = Training(epochs=4, lr=1e-2, batch=5, precision="fp32", checkpoint_steps=3)  # 4 steps an epoch
+
+
+class Regression(nn.Module):
+    """Mean squared error of a small network with dropout; one layer is frozen."""
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.frozen = nn.Linear(6, 8).requires_grad_(False)
+        self.trained = nn.Linear(8, 1)
+        self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, inputs: Tensor, wanted: Tensor) -> Tensor:
+        found = self.trained(self.dropout(self.frozen(inputs).tanh()))
+        return functional.mse_loss(found[:, 0], wanted)
+
+
+class Noise:
+    """Inputs and targets that differ from epoch to epoch."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken = broken
+        """A sample whose target is no number."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def batch(self, epoch: int, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        values = np.random.default_rng([7, epoch]).standard_normal((SAMPLES, 7)).astype(np.float32)
+        if self.broken is not None:
+            values[self.broken, 6] = np.nan
+        rows = torch.from_numpy(values[chosen])
+        return rows[:, :6], rows[:, 6]
+
+
+def checkpoint_in(folder: Path, belongs_to: str = "toy") -> CheckpointFile:
+    """Return where the toy training is kept."""
+    return CheckpointFile(folder / "training.safetensors", belongs_to)
+
+
+def weights(objective: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of all weights."""
+    return {name: value.clone() for name, value in objective.state_dict().items()}
