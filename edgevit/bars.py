@@ -40,7 +40,9 @@ class Bars:
             self._tasks[task] = (bars.add_task(task, total=total, visible=False), now)
         number, begin = self._tasks[task]
         full = done >= total
-        bars.update(number, completed=done, total=total, visible=now - begin > _SHOW_AFTER_S and not full)
+        # A task of one step moves no more until it is over: it is shown at once, or nobody would see it.
+        due = total == 1 or now - begin > _SHOW_AFTER_S
+        bars.update(number, completed=done, total=total, visible=due and not full)
         if full:
             bars.remove_task(number)
             del self._tasks[task]

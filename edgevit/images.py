@@ -14,20 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from edgevit.errors import ImagesError
 from edgevit.image_rows import Rows, folder_rows, hub_rows, parquet_rows
-from edgevit.preprocess import (
-    Preprocess,
-    SetPreprocess,
-    decode_image,
-    preprocess_from_json,
-    preprocess_to_json,
-    resolve_preprocess,
-)
+from edgevit.preprocess import Preprocess, SetPreprocess, decode_image, preprocess_to_json
 from edgevit.progress import Progress, silent
 from edgevit.schema import Problem, Strict, load_toml
 from edgevit.shipped import find_shipped
@@ -36,26 +29,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "ImageSet",
-    "Images",
-    "LoadedSet",
-    "Preprocess",
-    "SetPreprocess",
-    "check_labels",
-    "load_image_set",
-    "open_images",
-    "preprocess_from_json",
-    "preprocess_to_json",
-    "resolve_preprocess",
-]
-
 KEEP_BYTES = 2**30
 """Pixels up to this size stay in memory after the first pass; larger sets are decoded in every pass."""
+
+_PIXEL_BATCH = 32
 
 
 class ImageSet(Strict):
     """Where images are and what to do with them."""
+
+    how_to_make: ClassVar[str] = "A set is a few lines of TOML beside its images: see docs/recipes.md."
 
     kind: Literal["parquet", "folder", "hub"]
     """A Parquet file (or a folder of them), a folder of image files, or a dataset of the Hugging Face hub."""
@@ -108,8 +91,6 @@ class Images:
     def __init__(self, rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, found: _Found) -> None:
         self.labels: NDArray[np.int64] | None = None if rows.labels is None else rows.labels[chosen]
         """Class of each image, int64 [n]."""
-        self.label_names = rows.label_names
-        """Name of each class, where the set says it."""
         self.sha256 = found.sha256
         """Hash of the chosen files' bytes, their labels and the preprocessing, hexadecimal."""
         self.skipped = len(found.skipped)
@@ -133,6 +114,17 @@ class Images:
         if size < 1:
             raise ValueError(f"batch size: expected at least 1, got {size}")
         yield from map(self.preprocess.normalise, self._pixel_batches(size))
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return all images in order before they are normalised, uint8 [n, H, W, C]; memory must hold them.
+
+        Raises:
+            ImagesError: an image cannot be read; it is named.
+        """
+        import numpy as np
+
+        batches = list(self._pixel_batches(_PIXEL_BATCH))
+        return np.concatenate(batches) if self._pixels is None else self._pixels
 
     def _pixel_batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         import numpy as np

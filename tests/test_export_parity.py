@@ -155,6 +155,24 @@ def test_check_parity_of_merged_model_refuses_an_image_that_parts_elsewhere() ->
         check_parity(link, candidate, _batches(60, 1), limits_for(MERGED, 1e-4), MERGED)
 
 
+def test_check_parity_with_unexplained_outliers_counts_them_alone() -> None:
+    link = torch_link(make(MERGED))
+    candidate = _jumping(link, "blocks.2")
+    limits = replace(limits_for(MERGED, 1e-4), explained=False)
+    assert check_parity(link, candidate, _batches(60, 1), limits, MERGED).outliers == 1
+    with pytest.raises(ParityError, match=r"on all but 2% of the images; got"):
+        check_parity(link, candidate, _batches(60, 2), limits, MERGED)
+
+
+def test_check_parity_tolerance_grows_with_the_logits() -> None:
+    zeros = np.zeros((1, 2), np.float32)
+    small, large = zeros + 0.5, zeros + 50.0
+    for expected, tolerance in ((small, 0.1), (large, 5.0)):
+        reference = Link("reference", lambda images, expected=expected: expected)
+        found = check_parity(reference, reference, [noise(ARCH)], Limits(0.1), ARCH)
+        assert found.tolerance == pytest.approx(tolerance)
+
+
 def test_cut_after_a_block_gives_what_leaves_it(tmp_path: Path) -> None:
     path, cut = exported(tmp_path, MERGED), tmp_path / "cut.onnx"
     cut_after(path, "blocks.1", cut)

@@ -17,14 +17,17 @@ from edgevit.disk import files_below, sha256_file
 from edgevit.errors import (
     AccuracyGateError,
     BackendUnavailableError,
+    ImagesError,
     LatencyGateError,
     MeasurementError,
+    ParityError,
     RecipeError,
 )
 from edgevit.models.load import load_saved
 from edgevit.pipeline import BuildOptions, build
-from edgevit.pipeline.facts import busy_warnings
+from edgevit.pipeline.artefacts import _TOLERANCE
 from edgevit.pipeline.graphs import Probe
+from edgevit.pipeline.report import busy_warnings
 from edgevit.recipe import load_recipe
 from edgevit.report.model import Report, load_report
 
@@ -101,7 +104,13 @@ def test_build_report_has_accuracy_parity_and_stages(built: tuple[Report, Path])
     assert result.drop.points == pytest.approx(100 * (result.dense.top1 - result.slim.top1))
     assert 0.0 < float(str(result.parity["slim_torch_onnx_max_abs"])) < 1e-4
     assert 0.0 < float(str(result.parity["dense_onnx_artefact_max_abs"])) < 1e-3
-    assert [stage.name for stage in report.stages][:3] == ["load", "plan", "slim"]
+    assert [stage.name for stage in report.stages][:5] == [
+        "load",
+        "decode calibration",
+        "decode evaluation",
+        "plan",
+        "slim",
+    ]
     assert all(stage.peak_rss_bytes > 10e6 for stage in report.stages)
 
 
@@ -340,6 +349,35 @@ def test_build_device_that_is_not_here_is_an_error(copy: tuple[Path, Path]) -> N
     with pytest.raises(BackendUnavailableError, match="expected the device NPU, found"):
         run(recipe, out)
     assert public_hashes(out) == before
+
+
+def test_build_artefact_that_differs_names_the_first_block(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_TOLERANCE, "fp32", 0.0)  # rounding alone is a difference then
+    message = r"dense artefact \(short fp32\) against fp32\.onnx: blocks\.0 is the first that differs"
+    with pytest.raises(ParityError, match=message):
+        build(load_recipe(str(toy)), tmp_path / "out")
+
+
+def test_build_precision_that_the_runtime_lacks_is_refused_at_once(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, runtime="onnxruntime")
+    target = tmp_path / "short.toml"
+    target.write_text('precisions = ["fp32", "bf16"]\n' + target.read_text())
+    with pytest.raises(RecipeError, match=r"target short: onnxruntime computes in fp32, got bf16"):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_broken_evaluation_image_stops_before_slimming(copy: tuple[Path, Path]) -> None:
+    recipe, out = copy
+    (recipe.parent / "evaluation" / "0" / "000.png").write_bytes(b"no image")
+    recipe.write_text(recipe.read_text().replace("hidden = 96", "hidden = 80"))
+    stages = set((out / ".edgevit" / "stages").iterdir())
+    with pytest.raises(ImagesError, match=r"000\.png: cannot be read as an image"):
+        run(recipe, out)
+    new = set((out / ".edgevit" / "stages").iterdir()) - stages
+    assert not [stage.name for stage in new if "slim" in stage.name]
 
 
 def test_build_two_targets_of_one_name_are_refused(tmp_path: Path) -> None:

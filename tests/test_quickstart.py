@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from edgevit.images import Images, load_image_set, open_images, resolve_preprocess
+from edgevit.images import Images, load_image_set, open_images
 from edgevit.models.load import LoadedModel, ModelSource, load_model
+from edgevit.preprocess import resolve_preprocess
 from edgevit.recipe import load_recipe
 from edgevit.shipped import shipped_dir
 

@@ -19,12 +19,12 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass, ShapeInferencePass
 from torch.export import Dim
 
-import edgevit
 from edgevit.errors import ExportError
 from edgevit.export.names import name_graph
 from edgevit.export.opset import to_opset_17
 from edgevit.export.rewrite import simplify_graph
 from edgevit.models.layers import SlimViT
+from edgevit.version import __version__
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -139,7 +139,7 @@ def _name_batch(graph: ir.Graph) -> None:
 
 def _describe(model: ir.Model, options: ExportOptions) -> None:
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", options.opset)])
-    model.producer_name, model.producer_version = "edgevit", edgevit.__version__
+    model.producer_name, model.producer_version = "edgevit", __version__
     model.graph.name = "edgevit"
     model.metadata_props.clear()
     model.metadata_props.update(sorted(options.metadata.items()))

@@ -43,10 +43,13 @@ class Link:
 class Limits:
     """How far two links may be apart."""
 
-    max_abs: float
-    """Largest difference of any logit."""
+    relative: float
+    """Largest difference of any logit, as a share of the largest logit where that is above 1."""
     outliers: float = 0.0
     """Share of images that may exceed it, 0..1; above 0 only for models that merge tokens."""
+    explained: bool = True
+    """Whether each of them must begin to differ in a block that merges. That cannot be told where rounding
+    itself is as coarse as a changed choice."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Parity:
     """How far two links were apart; differences are of logits."""
 
     images: int
+    tolerance: float
+    """The largest difference that was allowed."""
     max_abs: float
     mean_abs: float
     top1_agreement: float
@@ -69,9 +74,18 @@ class Outlier:
     row: int
 
 
-def limits_for(arch: Arch, max_abs: float) -> Limits:
+@dataclass(frozen=True)
+class _Pair:
+    """What both links made of one batch: logits [B, classes]."""
+
+    batch: Batch
+    expected: Batch
+    got: Batch
+
+
+def limits_for(arch: Arch, relative: float) -> Limits:
     """Return the limits for a model: a share of images may exceed them only where tokens are merged."""
-    return Limits(max_abs, MERGED_OUTLIERS if merging_blocks(arch) else 0.0)
+    return Limits(relative, MERGED_OUTLIERS if merging_blocks(arch) else 0.0)
 
 
 def merging_blocks(arch: Arch) -> tuple[str, ...]:
@@ -80,12 +94,12 @@ def merging_blocks(arch: Arch) -> tuple[str, ...]:
 
 
 def parity(reference: Runner, candidate: Runner, batches: Iterable[Batch], tolerance: float) -> Parity:
-    """Run both on every batch and compare their logits.
+    """Run both on every batch and compare their logits; `tolerance` is absolute.
 
     Raises:
         ParityError: outputs of other shapes, or no image at all.
     """
-    return _compare(reference, candidate, batches, tolerance)[0]
+    return _compare(_run_both(reference, candidate, batches), tolerance)[0]
 
 
 def check_parity(
@@ -97,12 +111,14 @@ def check_parity(
         ParityError: names both links, the first diverging block where both can show their blocks, expected
         and got.
     """
-    found, outliers = _compare(reference.run, candidate.run, batches, limits.max_abs)
-    allowed = math.floor(limits.outliers * found.images)
-    if found.outliers > allowed:
+    pairs = _run_both(reference.run, candidate.run, batches)
+    # Rounding grows with the numbers: logits above 1 may differ by as much more.
+    largest = max(float(np.abs(pair.expected).max()) for pair in pairs)
+    found, outliers = _compare(pairs, limits.relative * max(1.0, largest))
+    if found.outliers > math.floor(limits.outliers * found.images):
         block = first_diverging(reference, candidate, outliers[0], limits, arch)
         raise ParityError(_message((reference, candidate), found, limits, block))
-    for outlier in outliers:
+    for outlier in outliers if limits.explained else []:
         block = first_diverging(reference, candidate, outlier, limits, arch)
         if block is not None and block not in merging_blocks(arch):
             raise ParityError(_message((reference, candidate), found, limits, block))
@@ -125,45 +141,55 @@ def first_diverging(
     for index in range(len(arch.blocks)):
         name = f"blocks.{index}"
         expected, got = (link(name)(outlier.batch)[outlier.row] for link in (reference.at, candidate.at))
-        largest = max(1.0, float(np.abs(expected).max()))
-        if expected.shape != got.shape or not float(np.abs(expected - got).max()) <= limits.max_abs * largest:
+        allowed = limits.relative * max(1.0, float(np.abs(expected).max()))
+        # Written so that a NaN, which compares false with everything, differs.
+        if expected.shape != got.shape or not float(np.abs(expected - got).max()) <= allowed:
             return name
     return "head"
 
 
-def _compare(
-    reference: Runner, candidate: Runner, batches: Iterable[Batch], tolerance: float
-) -> tuple[Parity, list[Outlier]]:
-    images, worst, total, logits, agreeing = 0, 0.0, 0.0, 0, 0
-    outliers: list[Outlier] = []
-    for batch in batches:
-        expected, got = reference(batch), candidate(batch)
-        if expected.shape != got.shape:
-            raise ParityError(
-                f"outputs: expected the shape {list(expected.shape)}, got {list(got.shape)}. Export again."
-            )
-        # A NaN compares false with everything: it is beyond any tolerance, whichever side it is on.
-        difference = np.nan_to_num(np.abs(expected.astype(np.float64) - got), nan=np.inf)
-        largest = difference.max(axis=1)
-        images, logits = images + len(batch), logits + difference.size
-        worst, total = max(worst, float(largest.max())), total + float(difference.sum())
-        agreeing += int((expected.argmax(axis=1) == got.argmax(axis=1)).sum())
-        outliers += [Outlier(batch, int(row)) for row in np.flatnonzero(largest > tolerance)]
-    if not images:
+def _run_both(reference: Runner, candidate: Runner, batches: Iterable[Batch]) -> list[_Pair]:
+    pairs = [_Pair(batch, reference(batch), candidate(batch)) for batch in batches]
+    if not sum(len(pair.batch) for pair in pairs):
         raise ParityError("parity: expected one image or more to compare on, got none.")
-    return Parity(images, worst, total / logits, agreeing / images, len(outliers)), outliers
+    for pair in pairs:
+        if pair.expected.shape != pair.got.shape:
+            raise ParityError(
+                f"outputs: expected the shape {list(pair.expected.shape)}, got {list(pair.got.shape)}."
+                " Export again."
+            )
+    return pairs
+
+
+def _compare(pairs: list[_Pair], tolerance: float) -> tuple[Parity, list[Outlier]]:
+    expected, got = (np.concatenate([getattr(pair, side) for pair in pairs]) for side in ("expected", "got"))
+    # A NaN compares false with everything: it is beyond any tolerance, whichever side it is on.
+    difference = np.nan_to_num(np.abs(expected.astype(np.float64) - got), nan=np.inf)
+    beyond = difference.max(axis=1) > tolerance
+    rows = [Outlier(pair.batch, row) for pair in pairs for row in range(len(pair.batch))]
+    outliers = [row for row, out in zip(rows, beyond, strict=True) if out]
+    found = Parity(
+        images=len(rows),
+        tolerance=tolerance,
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        top1_agreement=float((expected.argmax(axis=1) == got.argmax(axis=1)).mean()),
+        outliers=len(outliers),
+    )
+    return found, outliers
 
 
 def _message(links: tuple[Link, Link], found: Parity, limits: Limits, block: str | None) -> str:
     reference, candidate = links
     where = f"{block} is the first that differs" if block else "the outputs differ"
     share = (
-        f" on all but {limits.outliers:.0%} of the images, all of them by a choice of merges"
+        f" on all but {limits.outliers:.0%} of the images"
+        + (", all of them by a choice of merges" if limits.explained else "")
         if limits.outliers
         else ""
     )
     return (
-        f"{candidate.name} against {reference.name}: {where}. Expected logits within {limits.max_abs:g}"
+        f"{candidate.name} against {reference.name}: {where}. Expected logits within {found.tolerance:.3g}"
         f"{share}; got up to {found.max_abs:.3g} (mean {found.mean_abs:.3g}), {found.outliers} of "
         f"{found.images} images beyond, top-1 agreement {found.top1_agreement:.4f}. It would not have the "
         "model's accuracy: try another opset or export.simplify = false, and report it with the recipe."

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.disk import sha256_tree
+from edgevit.disk import sha256_file, sha256_tree
 from edgevit.export.graph_cost import check_macs
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import TORCH_TO_ONNX, Batch, Link, Parity, check_parity, limits_for
+from edgevit.export.parity import TORCH_TO_ONNX, Batch, Parity, check_parity, limits_for
 from edgevit.export.verify import check_dims
 from edgevit.images import Images
 from edgevit.models.arch import Arch
+from edgevit.models.load import WEIGHTS_FILE
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
-from edgevit.pipeline.stages import Saved, Workshop, onnx_metadata
+from edgevit.pipeline.models import Saved
+from edgevit.pipeline.stages import Stages
+from edgevit.preprocess import preprocess_to_json
 from edgevit.recipe import ExportSection
 from edgevit.store import JSON
 from edgevit.target import Target
+from edgevit.version import __version__
 
 GRAPH_FILE = "fp32.onnx"
 PARITY_FILE = "parity.json"
@@ -99,7 +103,7 @@ def make_probe(images: Images | None, arch: Arch) -> Probe:
     return Probe(noise.astype(np.float32), "noise")
 
 
-def export_graphs(shop: Workshop, models: Sides, form: Form, plan_sha256: str, probe: Probe) -> Graphs:
+def export_graphs(stages: Stages, models: Sides, form: Form, plan_sha256: str, probe: Probe) -> Graphs:
     """Export both models, and make sure that the files have the promised dims and give torch's outputs.
 
     Raises:
@@ -109,13 +113,13 @@ def export_graphs(shop: Workshop, models: Sides, form: Form, plan_sha256: str, p
     graphs: dict[str, Graph] = {}
     parity: dict[str, float] = {}
     for side, model in zip(SIDES, models, strict=True):
-        graphs[side] = _export(shop, side, model, form, plan_sha256)
-        parity |= _compare(shop, side, model, graphs[side], form, probe)
+        graphs[side] = _export(stages, side, model, form, plan_sha256)
+        parity |= _compare(stages, side, model, graphs[side], form, probe)
     return Graphs(form, graphs, parity)
 
 
-def _export(shop: Workshop, side: str, model: Saved, form: Form, plan_sha256: str) -> Graph:
-    metadata = onnx_metadata(model, plan_sha256 if side == "slim" else None)
+def _export(stages: Stages, side: str, model: Saved, form: Form, plan_sha256: str) -> Graph:
+    metadata = _metadata(model, plan_sha256 if side == "slim" else None)
     arch = model.loaded.model.arch
     key: dict[str, JSON] = {
         "model": model.sha256,
@@ -133,12 +137,34 @@ def _export(shop: Workshop, side: str, model: Saved, form: Form, plan_sha256: st
         check_dims(folder / GRAPH_FILE, arch)
         check_macs(folder / GRAPH_FILE, arch)
 
-    folder = shop.run("export", key, make, of=side)
+    folder = stages.run("export", key, make, of=side)
     return Graph(folder / GRAPH_FILE, sha256_tree(folder), arch)
 
 
+def _metadata(model: Saved, plan_sha256: str | None) -> dict[str, str]:
+    """Return what an ONNX file says of itself: how its input is made, what its outputs mean, whence it came.
+
+    The dense model follows no plan, so that another one leaves its file as it is.
+    The hash of the weights stands for all that they came from; the recipe's own hash, which a changed gate or
+    comment changes, is in the manifest.
+    """
+    metadata = {
+        "edgevit.version": __version__,
+        "edgevit.versions": json.dumps(
+            library_versions(("onnx", "onnxscript", "timm", "torch")), sort_keys=True
+        ),
+        "edgevit.weights_sha256": sha256_file(model.folder / WEIGHTS_FILE),
+        "edgevit.preprocess": json.dumps(preprocess_to_json(model.loaded.preprocess), sort_keys=True),
+    }
+    if plan_sha256 is not None:
+        metadata["edgevit.plan_sha256"] = plan_sha256
+    if model.loaded.labels is not None:
+        metadata["edgevit.labels"] = json.dumps(list(model.loaded.labels), ensure_ascii=False)
+    return metadata
+
+
 def _compare(
-    shop: Workshop, side: str, model: Saved, graph: Graph, form: Form, probe: Probe
+    stages: Stages, side: str, model: Saved, graph: Graph, form: Form, probe: Probe
 ) -> dict[str, float]:
     key: dict[str, JSON] = {
         "model": model.sha256,
@@ -150,29 +176,18 @@ def _compare(
 
     def make(folder: Path) -> None:
         batches = probe.batches(form.batch)
-        torch = remembered(torch_link(model.loaded.model), batches)
-        largest = max(float(np.abs(torch.run(batch)).max()) for batch in batches)
-        # Rounding grows with the numbers: logits above 1 may differ by as much more.
-        limits = limits_for(graph.arch, TORCH_TO_ONNX * max(1.0, largest))
-        found = check_parity(torch, onnx_link(graph.path), batches, limits, graph.arch)
-        (folder / PARITY_FILE).write_text(
-            json.dumps(parity_facts(f"{side}_torch_onnx", found, limits.max_abs))
-        )
+        links = torch_link(model.loaded.model), onnx_link(graph.path)
+        found = check_parity(*links, batches, limits_for(graph.arch, TORCH_TO_ONNX), graph.arch)
+        (folder / PARITY_FILE).write_text(json.dumps(parity_facts(f"{side}_torch_onnx", found)))
 
-    facts: dict[str, float] = json.loads((shop.run("verify", key, make, of=side) / PARITY_FILE).read_text())
+    facts: dict[str, float] = json.loads((stages.run("verify", key, make, of=side) / PARITY_FILE).read_text())
     return facts
 
 
-def remembered(link: Link, batches: list[Batch]) -> Link:
-    """Run a link on all batches once; whoever runs it on one of these arrays again gets that output."""
-    outputs = {id(batch): link.run(batch) for batch in batches}
-    return Link(link.name, lambda batch: outputs[id(batch)], link.at)
-
-
-def parity_facts(link: str, found: Parity, allowed: float) -> dict[str, float]:
+def parity_facts(link: str, found: Parity) -> dict[str, float]:
     """Return what the report says about one link of the chain of custody."""
     return {
         f"{link}_max_abs": found.max_abs,
-        f"{link}_allowed": allowed,
+        f"{link}_allowed": found.tolerance,
         f"{link}_top1_agreement": found.top1_agreement,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgevit.backends import get_backend
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import RecipeError, WeightsError
+from edgevit.gates import Gates
 from edgevit.images import LoadedSet, load_image_set
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
 from edgevit.recipe import LoadedRecipe, TargetSection
@@ -41,6 +42,11 @@ class Inputs:
     wanted: tuple[Wanted, ...]
     calibration: LoadedSet | None
     evaluation: LoadedSet | None
+
+    @property
+    def gates(self) -> Gates:
+        """The limits that the recipe sets."""
+        return Gates(**self.recipe.recipe.gates.model_dump())
 
     def files(self) -> list[Path]:
         """List every file that the build depends on."""
@@ -74,7 +80,9 @@ def read_inputs(recipe: LoadedRecipe, targets: Sequence[str]) -> Inputs:
             f"{recipe.path}: two targets are named {doubled[0]!r}. Give one of them another `name`."
         )
     for item in wanted:
-        get_backend(item.target.runtime).check()
+        backend = get_backend(item.target.runtime)
+        backend.check()
+        _check_precisions(recipe.path, item, backend.precisions)
     source = _source(recipe)
     sets = recipe.recipe
     return Inputs(
@@ -101,6 +109,16 @@ def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:
                 f" got {', '.join(other)}, which this version does not export. Take them out of `precisions`."
             )
         yield Wanted(target, find_shipped("targets", section.name, folder), precisions, section)
+
+
+def _check_precisions(recipe: Path, wanted: Wanted, offered: Sequence[Precision]) -> None:
+    other = [precision for precision in wanted.precisions if precision not in offered]
+    if other:
+        raise RecipeError(
+            f"{recipe}: target {wanted.target.name}: {wanted.target.runtime} computes in"
+            f" {', '.join(offered)}, got {', '.join(other)}."
+            " Change `precisions`, or choose a target with another runtime."
+        )
 
 
 def _source(recipe: LoadedRecipe) -> ModelSource:

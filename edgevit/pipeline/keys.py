@@ -8,18 +8,18 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import edgevit
 from edgevit.disk import sha256_file
 from edgevit.images import Images
 from edgevit.store import JSON
+from edgevit.version import __version__
 
-_PACKAGE = Path(edgevit.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
 def code_sha256(*rooms: str) -> str:
     """Hash the version and the source of some rooms: an edited method makes its stages anew."""
-    lines = [f"{edgevit.__version__}\n"]
+    lines = [f"{__version__}\n"]
     for room in rooms:
         folder = _PACKAGE / room
         files = sorted(folder.rglob("*.py")) if folder.is_dir() else [_PACKAGE / f"{room}.py"]

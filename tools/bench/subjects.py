@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from edgevit.backends import get_backend
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.images import Images, Preprocess, load_image_set, open_images, resolve_preprocess
+from edgevit.images import Images, load_image_set, open_images
 from edgevit.measure.accuracy import Logits, predict
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
 from edgevit.models.load import LoadedModel, ModelSource, load_model
 from edgevit.plan import Counts, plan_from_counts
+from edgevit.preprocess import Preprocess, resolve_preprocess
 from edgevit.slim import SlimOptions, slim_model
 from edgevit.target import Runtime, Target, load_target
 
@@ -70,6 +71,14 @@ TOLD = Told()
 def load_deit_tiny() -> LoadedModel:
     """Load DeiT-Tiny with its ImageNet weights."""
     return load_model(ModelSource("deit_tiny_patch16_224", weights=WEIGHTS))
+
+
+def load_deit_tiny_cifar() -> LoadedModel:
+    """Load the DeiT-Tiny that was transferred to CIFAR-10 at 96x96."""
+    weights = DATA / "deit_tiny_cifar10_96.safetensors"
+    return load_model(
+        ModelSource("deit_tiny_patch16_224", weights=weights, options={"img_size": 96, "num_classes": 10})
+    )
 
 
 def open_set(name: str, preprocess: Preprocess, count: int | None) -> Images:

@@ -10,20 +10,17 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from edgevit.board import read_machine
 from edgevit.cost import model_cost
 from edgevit.images import Images
-from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, top1
-from edgevit.measure.environment import read_machine
 from edgevit.models.arch import Arch
-from edgevit.pipeline.candidate import Artefact, Candidate
 from edgevit.pipeline.inputs import Inputs
+from edgevit.pipeline.models import Archs
+from edgevit.pipeline.sets import Sets
 from edgevit.plan import Plan
 from edgevit.report.model import (
-    ArtefactFacts,
     BlockFacts,
     BlockSide,
-    Drop,
-    Latency,
     ModelSize,
     ModelSizes,
     NotBuilt,
@@ -32,30 +29,12 @@ from edgevit.report.model import (
     Report,
     Result,
     SetFacts,
-    SlimFacts,
     SourceFacts,
-    Speedup,
     StageFacts,
+    TuneFacts,
 )
 
-_SEED = 0
 _BUSY = 1.5
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The images of a build; None where the recipe names none or nothing reads them."""
-
-    calibration: Images | None
-    evaluation: Images | None
-
-
-@dataclass(frozen=True)
-class Archs:
-    """Dims of both models."""
-
-    dense: Arch
-    slim: Arch
 
 
 @dataclass(frozen=True)
@@ -67,6 +46,7 @@ class Found:
     random_weights: bool
     sets: Sets
     versions: dict[str, str]
+    tune: TuneFacts | None
 
 
 def make_report(
@@ -92,6 +72,7 @@ def make_report(
                 for b in found.plan.blocks
             ),
             dead_tokens=found.plan.dead_tokens,
+            methods=tuple(options.method for options in recipe.methods),
         ),
         models=ModelSizes(dense=_size(archs.dense), slim=_size(archs.slim)),
         blocks=tuple(_blocks(archs)),
@@ -99,6 +80,7 @@ def make_report(
         if recipe.calibration
         else None,
         evaluation=_set(evaluation.set, sets.evaluation, labelled=True) if evaluation else None,
+        tune=found.tune,
         results=tuple(results),
         not_built=tuple(not_built),
         machine=_machine(found.versions),
@@ -144,7 +126,9 @@ def _warnings(inputs: Inputs, found: Found) -> list[str]:
         warnings.append(
             "the weights are random: sizes and times are real, accuracy and agreement mean nothing"
         )
-    for name, images in (("calibration", sets.calibration), ("evaluation", sets.evaluation)):
+    trained_on = sets.tuning if sets.tuning is not sets.calibration else None
+    named = (("calibration", sets.calibration), ("tuning", trained_on), ("evaluation", sets.evaluation))
+    for name, images in named:
         if images is not None and images.skipped:
             total = len(images) + images.skipped
             warnings.append(f"{images.skipped} of {total} {name} images were corrupt and skipped")
@@ -153,7 +137,7 @@ def _warnings(inputs: Inputs, found: Found) -> list[str]:
     elif sets.evaluation.labels is None:
         warnings.append("the evaluation images have no labels: only the agreement is known")
     same = (
-        sets.calibration is not None
+        (sets.calibration is not None or sets.tuning is not None)
         and sets.evaluation is not None
         and recipe.calibration
         and recipe.evaluation
@@ -214,80 +198,3 @@ def _sides(arch: Arch) -> list[BlockSide]:
         )
         for block, cost in zip(arch.blocks, costs, strict=True)
     ]
-
-
-def make_result(
-    candidate: Candidate, archs: Archs, evaluation: Images | None, parity: dict[str, float]
-) -> Result:
-    """Put one candidate's measurements beside what its MACs promised.
-
-    Args:
-        candidate: what was measured.
-        archs: dims of both models.
-        evaluation: the images that `candidate.logits` were computed for.
-        parity: how far the links before the artefact differ, by name.
-    """
-    timing, logits = candidate.timing, candidate.logits
-    estimated = model_cost(archs.dense).total.macs / model_cost(archs.slim).total.macs
-    labels = evaluation.labels if evaluation is not None else None
-    tops = {side: top1(values, labels) if labels is not None else None for side, values in logits.items()}
-    facts: dict[str, JsonValue] = {**parity, **candidate.parity}
-    if logits:
-        facts["slim_dense_mean_kl"] = mean_kl(logits["dense"], logits["slim"])
-    dense = _artefact(candidate, "dense", tops.get("dense"), timing.dense)
-    slim = _artefact(candidate, "slim", tops.get("slim"), timing.slim)
-    return Result(
-        target=candidate.target.name,
-        precision=candidate.precision,
-        device=timing.device,
-        protocol=timing.protocol,
-        chosen=False,
-        refused=None,
-        dense=dense,
-        slim=SlimFacts(
-            **slim.model_dump(),
-            agreement=agreement(logits["dense"], logits["slim"]) if logits else None,
-        ),
-        drop=_drop(logits, evaluation),
-        speedup=Speedup(
-            measured=timing.speedup,
-            interval=timing.interval,
-            estimated=estimated,
-            promise=timing.speedup / estimated,
-        ),
-        parity=facts,
-        verdict="trusted" if timing.trusted else "untrusted",
-        why=timing.why,
-    )
-
-
-def _artefact(candidate: Candidate, side: str, share: float | None, latency: Latency) -> ArtefactFacts:
-    artefact = candidate.artefacts[side]
-    return ArtefactFacts(
-        artefact=public_entry(candidate, side),
-        sha256=artefact.sha256,
-        bytes=artefact.bytes,
-        top1=share,
-        latency_ms=latency,
-    )
-
-
-def public_folder(candidate: Candidate, side: str) -> str:
-    """Return where an artefact's files lie below the build directory; what ships has the short name."""
-    below = candidate.precision if side == "slim" else f"{side}/{candidate.precision}"
-    return f"{candidate.target.name}/{below}"
-
-
-def public_entry(candidate: Candidate, side: str) -> str:
-    """Return the file that a runtime loads, relative to the build directory."""
-    artefact: Artefact = candidate.artefacts[side]
-    return f"{public_folder(candidate, side)}/{artefact.entry.relative_to(artefact.folder).as_posix()}"
-
-
-def _drop(logits: dict[str, Logits], evaluation: Images | None) -> Drop | None:
-    if evaluation is None or evaluation.labels is None:
-        return None
-    dense, slim = (correct(logits[side], evaluation.labels) for side in ("dense", "slim"))
-    interval = paired_bootstrap(dense, slim, _SEED)
-    points = 100 * (float(dense.mean()) - float(slim.mean()))
-    return Drop(points=points, interval=(interval.low, interval.high))

@@ -1,0 +1,165 @@
+"""The artefacts of one candidate, a target in one precision: built, loaded once, compared with their ONNX."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from edgevit.backends import Backend, Session, get_backend
+from edgevit.disk import files_below, sha256_tree
+from edgevit.export.links import cut_after, onnx_link
+from edgevit.export.parity import ONNX_TO_ARTEFACT, Limits, Link, Runner, check_parity, limits_for
+from edgevit.models.arch import Arch
+from edgevit.pipeline.graphs import PARITY_FILE, SIDES, Graph, Graphs, Probe, parity_facts
+from edgevit.pipeline.keys import code_sha256
+from edgevit.pipeline.stages import Stages
+from edgevit.store import JSON
+from edgevit.target import Precision, Target
+
+Device = tuple[Target, Precision]
+
+# Largest difference of logits between ONNX and artefact, as a share of the largest logit (at least 1).
+# fp32: another order of sums. bf16 keeps 8 bits of each factor, errors add up over the blocks, and where
+# tokens are merged many choices turn; what that costs is measured as accuracy.
+_TOLERANCE: dict[Precision, float] = {"fp32": ONNX_TO_ARTEFACT, "bf16": 0.15}
+_BF16_MERGED_OUTLIERS = 0.5
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A built artefact."""
+
+    folder: Path
+    entry: Path
+    """The file to load."""
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ArtefactPair:
+    """The dense and the slim artefact of one candidate; each is loaded once, when first needed."""
+
+    stages: Stages
+    backend: Backend
+    target: Target
+    precision: Precision
+    artefacts: dict[str, Artefact]
+    session: Callable[[str], Session]
+
+    @property
+    def label(self) -> str:
+        """Return how messages and stages call the candidate."""
+        return f"{self.target.name} {self.precision}"
+
+    def key(self, *rooms: str) -> dict[str, JSON]:
+        """Return what every output of an artefact on this device depends on."""
+        return {
+            "runtime": self.target.runtime,
+            "device": self.target.device,
+            "threads": self.target.threads,
+            "precision": self.precision,
+            "versions": self.backend.versions(),
+            "code": code_sha256("backends", "board", *rooms),
+        }
+
+
+@contextmanager
+def build_pair(stages: Stages, device: Device, graphs: Graphs) -> Iterator[ArtefactPair]:
+    """Build both artefacts of a candidate; leaving the context frees the sessions.
+
+    Raises:
+        BackendUnavailableError: the device lacks the precision.
+        BackendError: the runtime refuses a graph.
+    """
+    target, precision = device
+    backend = get_backend(target.runtime)
+    artefacts = {side: _build(stages, backend, device, side, graphs.by_side[side]) for side in SIDES}
+    loaded: dict[str, Session] = {}
+    with ExitStack() as stack:
+
+        def session(side: str) -> Session:
+            if side not in loaded:
+                loaded[side] = stack.enter_context(backend.load(artefacts[side].entry, target, precision))
+            return loaded[side]
+
+        yield ArtefactPair(stages, backend, target, precision, artefacts, session)
+
+
+def _build(stages: Stages, backend: Backend, device: Device, side: str, graph: Graph) -> Artefact:
+    target, precision = device
+    key: dict[str, JSON] = {
+        "onnx": graph.sha256,
+        "runtime": target.runtime,
+        "device": target.device,
+        "precision": precision,
+        "versions": backend.versions(),
+        "code": code_sha256("backends", "board"),
+    }
+
+    def make(folder: Path) -> None:
+        entry = backend.build(graph.path, target, precision, folder / "artefact")
+        (folder / "entry.txt").write_text(entry.relative_to(folder).as_posix())
+
+    folder = stages.run(f"build-{target.runtime}", key, make, of=f"{side}, {target.name} {precision}")
+    files = files_below(folder / "artefact")
+    return Artefact(
+        folder=folder / "artefact",
+        entry=folder / (folder / "entry.txt").read_text(),
+        sha256=sha256_tree(folder / "artefact"),
+        bytes=sum(path.stat().st_size for path in files),
+    )
+
+
+def compare_with_onnx(pair: ArtefactPair, side: str, graph: Graph, probe: Probe) -> dict[str, float]:
+    """Compare an artefact with its ONNX file on the same images; return what the report says about it.
+
+    Raises:
+        ParityError: it does not compute what the file does; the first diverging block is named.
+    """
+    key = pair.key("export", "pipeline") | {
+        "onnx": graph.sha256,
+        "artefact": pair.artefacts[side].sha256,
+        "images": probe.key,
+    }
+
+    def make(folder: Path) -> None:
+        session = pair.session(side)
+        batches = probe.batches(session.input_shape[0])
+        with _blocks_of(pair, graph) as at:
+            artefact = Link(f"{side} artefact ({pair.label})", session.run, at)
+            limits = _limits(graph.arch, pair.precision)
+            found = check_parity(onnx_link(graph.path), artefact, batches, limits, graph.arch)
+        (folder / PARITY_FILE).write_text(json.dumps(parity_facts(f"{side}_onnx_artefact", found)))
+
+    folder = pair.stages.run("compare", key, make, of=f"{side}, {pair.label}")
+    facts: dict[str, float] = json.loads((folder / PARITY_FILE).read_text())
+    return facts
+
+
+def _limits(arch: Arch, precision: Precision) -> Limits:
+    limits = limits_for(arch, _TOLERANCE[precision])
+    if precision != "fp32" and limits.outliers:
+        return replace(limits, outliers=_BF16_MERGED_OUTLIERS, explained=False)
+    return limits
+
+
+@contextmanager
+def _blocks_of(pair: ArtefactPair, graph: Graph) -> Iterator[Callable[[str], Runner]]:
+    """Give what leaves a block of an artefact: each that is asked for is built as a graph that ends there."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        @cache
+        def at(block: str) -> Runner:
+            cut = folder / f"{block}.onnx"
+            cut_after(graph.path, block, cut)
+            entry = pair.backend.build(cut, pair.target, pair.precision, folder / block)
+            return stack.enter_context(pair.backend.load(entry, pair.target, pair.precision)).run
+
+        yield at

@@ -1,0 +1,71 @@
+"""What remains of the model: the plan of a build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgevit.images import Images
+from edgevit.methods import need_images
+from edgevit.models.anatomy import read_anatomy
+from edgevit.pipeline.inputs import Inputs
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.models import PLAN_FILE, Saved
+from edgevit.pipeline.stages import Stages
+from edgevit.plan import (
+    KINDS,
+    Counts,
+    Plan,
+    check_multiples,
+    keep_all,
+    plan_from_counts,
+    plan_from_json,
+    plan_text,
+)
+from edgevit.prune import run_methods
+from edgevit.store import JSON
+
+
+def make_plan(stages: Stages, inputs: Inputs, dense: Saved, images: Images | None) -> Plan:
+    """Turn the recipe's counts, and then its methods, into a plan that the model and every target can take.
+
+    Args:
+        stages: runs the methods.
+        inputs: the recipe and its targets.
+        dense: the model that is planned for.
+        images: calibration images; None where no method looks at them.
+
+    Raises:
+        PlanError: every count that does not fit.
+    """
+    recipe, anatomy = inputs.recipe.recipe, read_anatomy(dense.loaded.model.arch)
+    # On by default; where the head reads all tokens that only matters to a recipe that asked for it.
+    asked = "dead_tokens" in recipe.slim.model_fields_set
+    dead = recipe.slim.dead_tokens and (asked or anatomy.read_tokens is not None)
+    plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
+    if recipe.methods:
+        plan = _prune(stages, inputs, dense, plan, images)
+    for wanted in inputs.wanted:
+        multiples = {kind: int(getattr(wanted.target.rules, kind)) for kind in KINDS}
+        check_multiples(plan, keep_all(anatomy), multiples, wanted.target.name)
+    return plan
+
+
+def _prune(stages: Stages, inputs: Inputs, dense: Saved, plan: Plan, images: Images | None) -> Plan:
+    """Run the recipe's methods as a stage of their own."""
+    methods = inputs.recipe.recipe.methods
+    key: dict[str, JSON] = {
+        "dense": dense.sha256,
+        "plan": plan_text(plan),
+        "methods": [options.model_dump(mode="json") for options in methods],
+        "images": images_key(images) if need_images(methods) else None,
+        "versions": library_versions(("torch", "numpy")),
+        "code": code_sha256("prune", "methods", "models", "plan"),
+    }
+
+    def make(folder: Path) -> None:
+        decided = run_methods(dense.loaded.model, plan, methods, images, stages.progress)
+        (folder / PLAN_FILE).write_text(plan_text(decided), encoding="utf-8")
+
+    text = (stages.run("prune", key, make) / PLAN_FILE).read_text(encoding="utf-8")
+    return plan_from_json(json.loads(text))

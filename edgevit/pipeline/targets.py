@@ -1,0 +1,78 @@
+"""All targets of a build: which graphs they take, which candidates run here, which one each target keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgevit.errors import BackendUnavailableError
+from edgevit.gates import choose
+from edgevit.images import Images
+from edgevit.pipeline.candidate import Candidate, measure_candidate
+from edgevit.pipeline.graphs import Form, Graphs, Probe, export_graphs, make_probe
+from edgevit.pipeline.inputs import Inputs, Wanted
+from edgevit.pipeline.models import Archs, Saved
+from edgevit.pipeline.results import make_result
+from edgevit.pipeline.sets import Sets
+from edgevit.pipeline.stages import Stages
+from edgevit.plan import Plan, plan_sha256
+from edgevit.report.model import NotBuilt, Result
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out for all targets."""
+
+    candidates: tuple[Candidate, ...]
+    results: tuple[Result, ...]
+    not_built: tuple[NotBuilt, ...]
+    graphs: dict[Form, Graphs]
+
+
+def measure_targets(
+    stages: Stages, inputs: Inputs, models: tuple[Saved, Saved], sets: Sets, plan: Plan
+) -> Measured:
+    """Export, build and measure for every target that the recipe names.
+
+    Raises:
+        ExportError, ParityError: a file is not what it should be.
+        BackendUnavailableError: this machine can run no precision of a target.
+    """
+    archs = Archs(models[0].loaded.model.arch, models[1].loaded.model.arch)
+    probe = make_probe(sets.evaluation or sets.calibration, archs.dense)
+    graphs: dict[Form, Graphs] = {}
+    candidates: list[Candidate] = []
+    results: list[Result] = []
+    missing: list[NotBuilt] = []
+    for wanted in inputs.wanted:
+        form = Form.of(inputs.recipe.recipe.export, wanted.target)
+        if form not in graphs:
+            graphs[form] = export_graphs(stages, models, form, plan_sha256(plan), probe)
+        mine = list(_candidates(stages, wanted, (graphs[form], probe), sets.evaluation, missing))
+        made = [make_result(one, archs, sets.evaluation, graphs[form].parity) for one in mine]
+        candidates += mine
+        results += choose(made, inputs.gates, wanted.section.prefer)
+    return Measured(tuple(candidates), tuple(results), tuple(missing), graphs)
+
+
+def _candidates(
+    stages: Stages,
+    wanted: Wanted,
+    checked: tuple[Graphs, Probe],
+    evaluation: Images | None,
+    missing: list[NotBuilt],
+) -> Iterator[Candidate]:
+    """Yield the candidates that this machine can run; those that it cannot go to `missing`.
+
+    Raises:
+        BackendUnavailableError: it can run none of them.
+    """
+    target, reasons = wanted.target, []
+    for precision in wanted.precisions:
+        try:
+            yield measure_candidate(stages, (target, precision), *checked, evaluation)
+        except BackendUnavailableError as error:
+            reasons.append(error)
+            missing.append(NotBuilt(target=target.name, precision=precision, why=str(error)))
+    if len(reasons) == len(wanted.precisions):
+        raise reasons[0]
