@@ -149,6 +149,13 @@ def test_timm_model_without_weights_is_random_and_the_same_every_time() -> None:
     assert first.model.head.weight.abs().max() > 0
 
 
+def test_weights_of_another_patch_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(_timm(patch_size=16).state_dict(), path)
+    with pytest.raises(WeightsError, match=rf"are of patch size 16, {NAME} has 8"):
+        load_model(_source(path))
+
+
 def test_positions_of_another_image_size_are_resampled(tmp_path: Path) -> None:
     model = _timm(img_size=48)
     save_file(model.state_dict(), tmp_path / "w.safetensors")

@@ -7,9 +7,10 @@ import torch
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.models.arch import Arch
+from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.plan import BlockPlan, Counts, Kept, Plan
-from edgevit.slim.select import head_norms, slim_by_selection
+from edgevit.slim.select import slim_by_selection
 
 FORMS = {
     "plain": ARCH,
@@ -93,6 +94,22 @@ def test_cutting_neurons_that_are_zero_leaves_the_output_equal() -> None:
     _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=36))), dense)
 
 
+def test_cutting_neurons_that_read_nothing_keeps_what_their_bias_adds() -> None:
+    dense = toy_model()
+    for block in dense.blocks:
+        block.mlp.fc1.weight[[3, 17, 39]] = 0  # the bias stays: the neuron is a constant
+    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
+
+
+def test_selection_keeps_a_query_dim_that_only_its_bias_feeds() -> None:
+    dense = toy_model()
+    attention = dense.blocks[0].attn
+    attention.q.weight[0] = 0
+    attention.q.bias[0] = 10.0
+    slim = slim_by_selection(dense, toy_plan(dense, Counts(qk_dim=7)))
+    assert (slim.blocks[0].attn.q.bias == 10.0).sum() == 1
+
+
 def test_cutting_everything_that_is_zero_at_once_leaves_the_output_equal() -> None:
     dense = toy_model(toy_arch("class+distillation", 2))
     for block in dense.blocks:
@@ -137,15 +154,6 @@ def test_selection_without_indices_keeps_the_largest_norms() -> None:
     slim = slim_by_selection(dense, toy_plan(dense, Counts(heads=2)))
     expected = attention.q.weight.unflatten(0, (3, 8))[kept].flatten(0, 1)
     assert torch.equal(slim.blocks[1].attn.q.weight, expected)
-
-
-def test_head_norms_are_products_of_norms() -> None:
-    attention = toy_model().blocks[0].attn
-    expected = [
-        attention.v.weight[_rows_of(head, ALL)].norm() * attention.proj.weight[:, _rows_of(head, ALL)].norm()
-        for head in range(3)
-    ]
-    torch.testing.assert_close(head_norms(attention), torch.stack(expected))
 
 
 def test_selection_that_merges_and_drops_dead_tokens_has_the_promised_tokens() -> None:

@@ -16,14 +16,11 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from edgevit.errors import RecipeError, WeightsError
-from edgevit.images import Preprocess, preprocess_from_json, preprocess_to_json
 from edgevit.models.arch import Arch, arch_from_json, arch_to_json
 from edgevit.models.layers import SlimViT
 from edgevit.models.weights import check_weights, read_weights
-from edgevit.schema import nearest
-
-Scalar = str | int | float | bool
-OptionValue = Scalar | tuple[Scalar, ...]
+from edgevit.preprocess import Preprocess, preprocess_from_json, preprocess_to_json
+from edgevit.schema import OptionValue, nearest
 
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"
@@ -145,14 +142,17 @@ def _create(source: ModelSource) -> nn.Module:
     torch.manual_seed(0)  # random weights, where the recipe asks for them, are the same in every build
     try:
         model: nn.Module = timm.create_model(source.name, pretrained=source.pretrained, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise RecipeError(f"model.options: timm cannot make {source.name} with {options}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        if not source.pretrained:
-            raise
-        raise WeightsError(
-            f"model.pretrained: timm could not fetch the weights of {source.name} ({error}). "
-            'Without a network, download them elsewhere and give model.weights = "FILE.safetensors".'
+    except (OSError, RuntimeError, TypeError, AssertionError, ValueError, ArithmeticError) as error:
+        if source.pretrained and isinstance(error, OSError | RuntimeError):
+            raise WeightsError(
+                f"model.pretrained: timm could not fetch the weights of {source.name} ({error}). "
+                'Without a network, download them elsewhere and give model.weights = "FILE.safetensors".'
+            ) from error
+        given = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+        raise RecipeError(
+            f"model.options: timm cannot make {source.name} with {given or 'its own dims'}:"
+            f" {str(error) or type(error).__name__}. Options are arguments of this model in timm: correct the"
+            " one it names, or take it out."
         ) from error
     return model
 
@@ -163,12 +163,27 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
 
     found = read_weights(path)
     expected = model.state_dict()
+    _check_patch(found, expected, name, path)
     if found.keys() != expected.keys() or _shapes_differ(found.get("pos_embed"), expected.get("pos_embed")):
         # A layout that timm does not rename stays as it is: the comparison below says what differs.
         with contextlib.suppress(KeyError, RuntimeError, AttributeError, IndexError):
             found = checkpoint_filter_fn(dict(found), model)
     check_weights(found, expected, str(path), name)
     model.load_state_dict(found)
+
+
+def _check_patch(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str, path: Path
+) -> None:
+    """Refuse weights of another patch size, which timm would resample without a word."""
+    key = "patch_embed.proj.weight"
+    theirs, ours = found.get(key), expected.get(key)
+    if theirs is None or ours is None or theirs.dim() != ours.dim() or theirs.shape[2:] == ours.shape[2:]:
+        return
+    raise WeightsError(
+        f"weights {path} are of patch size {theirs.shape[-1]}, {name} has {ours.shape[-1]}."
+        f" Name the model with patch size {theirs.shape[-1]}, or take weights that were trained for this one."
+    )
 
 
 def _shapes_differ(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -19,18 +19,29 @@ class Moments:
         self._t: Tensor = self._weight
         self._xx: Tensor = self._weight
         self._xt: Tensor = self._weight
+        self._rows: dict[str, Tensor] = {}
 
     def add(self, x: Tensor, weights: Tensor, targets: Tensor | None = None) -> None:
         """Add rows x [..., n, p] with weights [..., n] and, for unbatched rows, targets [n, c]."""
         root = weights.double().sqrt().unsqueeze(-1)  # [..., n, 1]
-        scaled = x.double() * root
+        scaled = self._scaled("x", x, root)
         self._weight = self._weight + root.square().sum(dim=(-2, -1))
         self._x = self._x + (scaled.mT @ root).squeeze(-1)
-        self._xx = self._xx + _square(scaled)
+        self._xx = _square(scaled).add_(self._xx)
         if targets is not None:
-            scaled_targets = targets.double() * root
+            scaled_targets = self._scaled("t", targets, root)
             self._t = self._t + (scaled_targets.mT @ root).squeeze(-1)
-            self._xt = self._xt + scaled.mT @ scaled_targets
+            self._xt = (scaled.mT @ scaled_targets).add_(self._xt)
+
+    def _scaled(self, name: str, rows: Tensor, root: Tensor) -> Tensor:
+        """Return rows * root in float64, in memory that the next batch of this size uses again.
+
+        Fresh memory for every batch, hundreds of megabytes, costs as much as the product itself.
+        """
+        kept = self._rows.get(name)
+        if kept is None or kept.shape != rows.shape:
+            kept = self._rows[name] = torch.empty_like(rows, dtype=torch.float64)
+        return kept.copy_(rows).mul_(root)
 
     @property
     def mean(self) -> Tensor:

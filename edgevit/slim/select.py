@@ -7,34 +7,37 @@ Shapes: H heads, K/V dims per head, F neurons, C width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from edgevit.models.anatomy import slim_arch
-from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
+from edgevit.models.head_norms import head_norms
+from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
 from edgevit.slim.site import copy_shared, write_linear
 
 
-def slim_by_selection(dense: SlimViT, plan: Plan) -> SlimViT:
-    """Return the model that `plan` leaves of `dense`, without any repair of what is lost.
+def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None = None) -> SlimViT:
+    """Return the model that `plan` leaves of `dense`, with the weights that stay as they are.
+
+    Args:
+        dense: the model to slim.
+        plan: what remains of it.
+        means: each block's mean activations of all hidden neurons, [F]; what the cut ones add to the stream
+            on average then goes into fc2's bias. Without, it is gone.
 
     Reference: row removal R1-R4 of docs/methods.md, exact against a mask that zeroes the same rows.
     """
     slim = SlimViT(slim_arch(dense.arch, plan)).eval()
     copy_shared(dense, slim)
-    for full, cut, block in zip(dense.blocks, slim.blocks, plan.blocks, strict=True):
+    unknown = [None] * len(plan.blocks)
+    for full, cut, block, mean in zip(dense.blocks, slim.blocks, plan.blocks, means or unknown, strict=True):
         heads = _index(block.kept.heads, head_norms(full.attn), block.heads)
         _cut_attention(full.attn, cut.attn, heads, block)
-        _cut_mlp(full.mlp, cut.mlp, block)
+        _cut_mlp(full.mlp, cut.mlp, block, mean)
     return slim
-
-
-def head_norms(attention: SlimAttention) -> Tensor:
-    """Return, for each head, the product of the norms of its values and its output columns, [H]."""
-    values = attention.v.weight.unflatten(0, (attention.heads, -1)).square().sum(dim=(1, 2))
-    norms: Tensor = (values * _out_heads(attention).square().sum(dim=(1, 2))).sqrt()
-    return norms
 
 
 def _out_heads(attention: SlimAttention) -> Tensor:
@@ -55,7 +58,8 @@ def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block
         layer.weight.unflatten(0, (full.heads, -1))[heads] for layer in (full.q, full.k, full.v)
     )  # [H', K, C]
     out = _out_heads(full)[heads]  # [H', V, C]
-    qk = _per_head(block.kept.qk, q.norm(dim=-1) * k.norm(dim=-1), block.qk_dim)  # [H', K']
+    read = q.norm(dim=-1) if full.q.bias is None else _with_bias(full, heads).norm(dim=-1)  # [H', K]
+    qk = _per_head(block.kept.qk, read * k.norm(dim=-1), block.qk_dim)  # [H', K']
     vo = _per_head(block.kept.vo, v.norm(dim=-1) * out.norm(dim=-1), block.vo_dim)  # [H', V']
     for layer, source, rows in ((cut.q, full.q, qk), (cut.k, full.k, qk), (cut.v, full.v, vo)):
         bias = (
@@ -82,8 +86,31 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan) -> None:
+def _with_bias(full: SlimAttention, heads: Tensor) -> Tensor:
+    """Return the query rows of the kept heads with their bias as one more column, [H', K, C + 1]."""
+    rows = torch.cat([full.q.weight, full.q.bias.unsqueeze(-1)], dim=1)
+    return rows.unflatten(0, (full.heads, -1))[heads]
+
+
+def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, mean: Tensor | None) -> None:
     scores = full.fc1.weight.norm(dim=1) * full.fc2.weight.norm(dim=0)
     kept = _index(block.kept.hidden, scores, block.hidden)
     write_linear(cut.fc1, full.fc1.weight[kept], full.fc1.bias[kept])
-    write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias)
+    lost = _constants(full, kept) if mean is None else _mean_lost(full, kept, mean)
+    write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias + lost)
+
+
+def _mean_lost(full: SlimMlp, kept: Tensor, mean: Tensor) -> Tensor:
+    """Return what the cut neurons add to a token on average, float64 [C]."""
+    rest = mean.clone()
+    rest[kept] = 0
+    lost: Tensor = full.fc2.weight.double() @ rest
+    return lost
+
+
+def _constants(full: SlimMlp, kept: Tensor) -> Tensor:
+    """Return what the cut neurons that read nothing add to every token, [C]: their bias alone feeds them."""
+    silent = full.fc1.weight.abs().sum(dim=1) == 0
+    silent[kept] = False
+    constant: Tensor = full.fc2.weight[:, silent] @ activate(full.fc1.bias[silent], full.activation)
+    return constant
