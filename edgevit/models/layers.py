@@ -157,13 +157,18 @@ class SlimBlock(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map tokens [B, N, D] and their sizes to those that leave the block."""
+        x, sizes = self.attend(x, sizes)
+        return x + self.mlp(self.norm2(x)), sizes
+
+    def attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Map tokens [B, N, D] and their sizes to those that the MLP gets: attention, and merging."""
         y = self.norm1(x)
         keys = self.attn.keys(y)
         mixed = self.attn.mix(y, keys, self.dims.queries, sizes)
         x = x[:, : self.dims.queries] + self.attn.proj(mixed)
         if self.dims.merged:
             x, sizes = pool_tokens(x, sizes, self.match(keys))
-        return x + self.mlp(self.norm2(x)), sizes
+        return x, sizes
 
 
 class SlimViT(nn.Module):

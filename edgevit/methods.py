@@ -1,0 +1,123 @@
+"""Options of the methods that decide what remains: one class a method, told apart by its key `method` (data).
+
+A key named after a kind (`qk_dim`, `vo_dim`, `hidden`) is a count that remains, as in [plan]; the key that
+ends in `_drop` beside it is the share that is removed, 0..1. Either is one number for all blocks or a list
+with one per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgevit.plan import Kind
+from edgevit.schema import Problem, Strict
+
+Count = Annotated[int, Field(ge=1)]
+PerBlock = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
+Drop = Annotated[float, Field(ge=0, lt=1)]
+DropPerBlock = Drop | Annotated[tuple[Drop, ...], Field(min_length=1)]
+
+Score = Literal["median", "l1", "l2"]
+Coupling = Literal["pairs", "averaged", "q-v", "k-o", "q-o"]
+
+DECIDES: Mapping[str, Kind] = {
+    "qk_dim": "qk_dim",
+    "qk_drop": "qk_dim",
+    "vo_dim": "vo_dim",
+    "vo_drop": "vo_dim",
+    "hidden": "hidden",
+    "hidden_drop": "hidden",
+}
+"""From an option of any method to the kind of cut that it decides."""
+
+
+class CoupledDims(Strict):
+    """QK and VO dims of each head, scored on the weights that belong together; needs no images."""
+
+    method: Literal["coupled-dims"]
+    """The method's name."""
+    qk_dim: PerBlock | None = None
+    """Query/key dims that remain in each head, >= 1."""
+    qk_drop: DropPerBlock | None = None
+    """Share of each head's query/key dims that is removed, 0..1; what remains is rounded down."""
+    vo_dim: PerBlock | None = None
+    """Value/output dims that remain in each head, >= 1."""
+    vo_drop: DropPerBlock | None = None
+    """Share of each head's value/output dims that is removed, 0..1; what remains is rounded down."""
+    score: Score = "median"
+    """What a dim is worth: its distance from the head's median dim, or its L1 or squared L2 norm."""
+    coupling: Coupling = "pairs"
+    """What is scored: [Q|K] and [V|O] side by side, each by itself and averaged, or one side alone."""
+    sets: Literal["two", "one"] = "two"
+    """Choose QK and VO dims by themselves, or the same dims for both by the mean of their scores."""
+    keep_first: bool = True
+    """Leave the first block as it is where one number stands for all blocks; a list says it itself."""
+    align: Count = 1
+    """Counts that come from a share are rounded up to a multiple of this, >= 1."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a method that decides nothing, or one thing twice."""
+        problems = _amount_problems(
+            table, ("qk", "vo"), "Give qk_drop and vo_drop = 0.5, or counts as in [plan]."
+        )
+        decided = {kind for option, kind in DECIDES.items() if option in table}
+        if table.get("sets") == "one" and len(decided) == 1:
+            text = '"one" chooses the same dims for QK and VO, but only one is cut. Give both, or say "two".'
+            problems.append(Problem("sets", text))
+        return problems
+
+
+class TokenChannels(Strict):
+    """Hidden neurons by how active they are on the calibration images; needs unlabelled images."""
+
+    method: Literal["token-channels"]
+    """The method's name."""
+    hidden: PerBlock | None = None
+    """Hidden neurons that remain in the MLP of a block, >= 1."""
+    hidden_drop: DropPerBlock | None = None
+    """Share of a block's hidden neurons that is removed, 0..1; what remains is rounded down."""
+    score: Literal["contribution", "magnitude"] = "contribution"
+    """What a neuron is worth: its mean |activation| times the norm of its fc2 column, or that mean alone."""
+    class_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Weight of the class token against the mean of the others, > 0 (published: 2); absent: all alike."""
+    keep_first: bool = True
+    """Leave the first block as it is where one number stands for all blocks; a list says it itself."""
+    align: Count = 1
+    """Counts that come from a share are rounded up to a multiple of this, >= 1."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a method that decides nothing, or one thing twice."""
+        return _amount_problems(table, ("hidden",), "Give hidden_drop = 0.5, or a count as in [plan].")
+
+
+Method = CoupledDims | TokenChannels
+"""The options of one method."""
+MethodTable = Annotated[Method, Field(discriminator="method")]
+"""How a file gives them."""
+
+NEED_IMAGES = frozenset({"token-channels"})
+"""Names of the methods that look at calibration images."""
+
+
+def need_images(methods: Sequence[Method]) -> bool:
+    """Say whether one of the methods looks at calibration images."""
+    return any(options.method in NEED_IMAGES for options in methods)
+
+
+def _amount_problems(table: Mapping[str, object], stems: Sequence[str], remedy: str) -> list[Problem]:
+    """Check that something is decided, and nothing by a count and a share at once."""
+    options = {stem: [option for option in DECIDES if option.startswith(stem)] for stem in stems}
+    given = {stem: [option for option in options[stem] if option in table] for stem in stems}
+    if not any(given.values()):
+        names = ", ".join(option for stem in stems for option in options[stem])
+        return [Problem("method", f'"{table.get("method")}" is not told how much to cut ({names}). {remedy}')]
+    return [
+        Problem(both[1], f"given beside {both[0]}. Keep one of the two.")
+        for both in given.values()
+        if len(both) > 1
+    ]

@@ -1,0 +1,46 @@
+"""What the hidden neurons do on images."""
+
+from __future__ import annotations
+
+import torch
+from toy_vits import few_cause_images, toy_arch, toy_model
+
+from edgevit.models.layers import SlimViT
+from edgevit.models.observe import live_neurons, mean_of_neurons
+
+DENSE = toy_model()
+IMAGES = few_cause_images(6)
+
+
+def by_hook(model: SlimViT, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return what each fc2 is given when the model runs."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        block.mlp.fc2.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        for block in model.blocks
+    ]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_live_neurons_are_what_fc2_multiplies() -> None:
+    model = toy_model(toy_arch("mean"))
+    for found, expected in zip(live_neurons(model, IMAGES), by_hook(model, IMAGES), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_live_neurons_of_the_last_block_are_those_the_head_reads() -> None:
+    *early, last = live_neurons(DENSE, IMAGES)
+    assert [tuple(neurons.shape) for neurons in early] == [(6, 17, 40)] * 2
+    torch.testing.assert_close(last, by_hook(DENSE, IMAGES)[-1][:, :1])
+
+
+def test_mean_of_neurons_counts_every_image_once_and_tells_how_far_it_is() -> None:
+    told: list[int] = []
+    means = mean_of_neurons(DENSE, IMAGES.split(4), lambda neurons: neurons.mean(dim=1), told.append)
+    assert told == [4, 6]
+    for mean, neurons in zip(means, live_neurons(DENSE, IMAGES), strict=True):
+        assert mean.dtype == torch.float64
+        torch.testing.assert_close(mean, neurons.double().mean(dim=(0, 1)), rtol=1e-5, atol=1e-6)
