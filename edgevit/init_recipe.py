@@ -33,8 +33,21 @@ name = {name}
 [plan]
 {plan}
 
+# Or let methods decide ("[prune]" in docs/recipes.md). What they decide goes out of [plan]:
+#   [[prune]]
+#   method = "coupled-dims"    # QK and VO dims, by their weights
+#   qk_drop = 0.25             # share that is removed: one for all blocks, or a list
+#   vo_drop = 0.25
+#   [[prune]]
+#   method = "token-channels"  # hidden neurons, by what they do on the calibration images
+#   hidden_drop = 0.25
+
 [slim]
 dead_tokens = {dead_tokens}
+
+# A few minutes of training on the calibration images: the slim model learns to give the dense one's answers.
+# [tune]
+# epochs = 6
 
 [[target]]
 name = {target}  # shipped: {targets}; or the path of your own, ending in .toml

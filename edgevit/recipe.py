@@ -6,24 +6,26 @@ The sections and names are the contract with users (docs/recipes.md). Paths are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from edgevit.schema import FolderName, Problem, Strict, load_toml, section
+from edgevit.errors import EdgevitError
+from edgevit.methods import DECIDES, NEED_IMAGES, Count, Method, MethodTable, PerBlock, TokenChannels
+from edgevit.plan import Recover
+from edgevit.schema import FolderName, OptionValue, Problem, Strict, load_toml, problems_text, section
 from edgevit.shipped import find_shipped
 from edgevit.target import DEFAULT_TARGET, Opset, Precision, repeated_precisions
+from edgevit.training import TrainingPrecision
 
-Count = Annotated[int, Field(ge=1)]
-PerBlock = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
-Scalar = str | int | float | bool
-OptionValue = Scalar | tuple[Scalar, ...]
-Recover = Literal["none", "closed-form"]
+Prefer = Literal["fastest", "all"]
 
-_BY_HAND = "not in this version, which knows only plans by hand. Write the counts that remain into [plan]."
+_NO_BUDGET = "not in this version. Say in [plan] or [prune] what remains."
 # timm.create_model takes these as well, but edgevit loads the weights, safely, by its own keys.
 _NOT_OPTIONS = {"pretrained": "model.pretrained", "checkpoint_path": "model.weights"}
 
@@ -42,7 +44,7 @@ class ModelSection(Strict):
 
 
 class CalibrationSection(Strict):
-    """Unlabelled images from which the closed form learns what the cut parts were worth."""
+    """Unlabelled images from which the closed form, and [tune], learn what the cut parts were worth."""
 
     set: str = Field(min_length=1)
     """Name of a shipped image set, or the path of one's own, ending in .toml."""
@@ -78,6 +80,16 @@ class PlanSection(Strict):
     """Tokens that leave a block, class tokens included, >= 1."""
 
 
+def _one_or_several(value: object) -> Literal["one", "several"]:
+    return "one" if isinstance(value, Method | Mapping) else "several"
+
+
+PruneSection = Annotated[
+    Annotated[MethodTable, Tag("one")] | Annotated[tuple[MethodTable, ...], Tag("several")],
+    Discriminator(_one_or_several),
+]
+
+
 class SlimSection(Strict):
     """How the parts that are cut are made up for."""
 
@@ -85,6 +97,29 @@ class SlimSection(Strict):
     """Weights from the closed form, or plain cutting; default: closed-form where [calibration] is given."""
     dead_tokens: bool = True
     """Leave out what the last blocks compute for tokens that nothing reads; the output stays the same."""
+
+
+class TuneSection(Strict):
+    """Distillation of the slim model from the dense one after slimming; absent: no training."""
+
+    epochs: int = Field(default=6, ge=1)
+    """Passes over the images, >= 1."""
+    lr: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
+    """Highest learning rate, > 0; it rises and falls in one cycle."""
+    batch: int = Field(default=25, ge=1)
+    """Images of a step, >= 1."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order, the flips and the crops, >= 0."""
+    precision: TrainingPrecision = "auto"
+    """What matrix products are computed in; auto: bf16 where the device has instructions for it."""
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Divides both models' logits, > 0; above 1, the less likely classes count more."""
+    hidden: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight of the error of the hidden states beside that of the logits, >= 0."""
+    images: int | None = Field(default=None, ge=1)
+    """Images drawn from the calibration set, >= 1; default: those of [calibration]."""
+    checkpoint_steps: int = Field(default=50, ge=1)
+    """Steps after which an interrupted training can go on, >= 1."""
 
 
 class ExportSection(Strict):
@@ -105,11 +140,11 @@ class TargetSection(Strict):
     """Name of a shipped target, or the path of one's own, ending in .toml."""
     precisions: tuple[Precision, ...] | None = Field(default=None, min_length=1)
     """Precisions that are built and compared; default: the target's."""
-    prefer: Literal["fastest", "all"] = "fastest"
+    prefer: Prefer = "fastest"
     """Choose the fastest trusted precision, or keep all of them."""
 
 
-class GatesSection(Strict):
+class Gates(Strict):
     """Limits that fail the build with an exit code of their own."""
 
     max_drop: float | None = Field(default=None, ge=0, le=100)
@@ -125,7 +160,8 @@ class GatesSection(Strict):
 class Recipe(Strict):
     """A recipe; every section but [model] is optional."""
 
-    unknown_key_notes: ClassVar[Mapping[str, str]] = dict.fromkeys(("prune", "budget", "tune"), _BY_HAND)
+    unknown_key_notes: ClassVar[Mapping[str, str]] = {"budget": _NO_BUDGET}
+    how_to_make: ClassVar[str] = "Make one with `edgevit init MODEL > recipe.toml`."
 
     name: FolderName = ""
     """Name of the build directory; default: the recipe file's stem."""
@@ -137,13 +173,17 @@ class Recipe(Strict):
     """Images on which dense and slim are compared."""
     plan: PlanSection = PlanSection()
     """What remains, by hand."""
+    prune: PruneSection = ()
+    """What remains, by methods that decide in their order; one table, or several."""
     slim: SlimSection = SlimSection()
     """How the cut parts are made up for."""
+    tune: TuneSection | None = None
+    """Distillation of the slim model from the dense one; absent: no training."""
     export: ExportSection = ExportSection()
     """How the ONNX file is written."""
     target: tuple[TargetSection, ...] = Field(default=(TargetSection(name=DEFAULT_TARGET),), min_length=1)
     """Devices that the result is built for and measured on; default: openvino-cpu."""
-    gates: GatesSection = GatesSection()
+    gates: Gates = Gates()
     """Limits that fail the build."""
 
     @property
@@ -151,12 +191,23 @@ class Recipe(Strict):
         """Return what was asked for, else closed-form where there are calibration images, else none."""
         return self.slim.recover or ("closed-form" if self.calibration else "none")
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Return the methods that decide, in their order."""
+        return self.prune if isinstance(self.prune, tuple) else (self.prune,)
+
+    @property
+    def fold_means(self) -> bool:
+        """Whether neurons that are plainly cut leave their mean behind: those that token-channels cuts do."""
+        return any(isinstance(options, TokenChannels) for options in self.methods)
+
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
         """List what does not go together across sections."""
         return [
             *_model_conflicts(section(table, "model")),
             *_plan_conflicts(section(table, "plan")),
+            *_prune_conflicts(table),
             *_missing_sections(table),
             *_target_conflicts(table.get("target")),
         ]
@@ -181,10 +232,44 @@ def _plan_conflicts(plan: Mapping[str, object]) -> list[Problem]:
     return [Problem("plan", f"expected lists of one length, an entry per block; got {found} entries")]
 
 
+def _prune_conflicts(table: Mapping[str, object]) -> list[Problem]:
+    """Refuse a kind that is decided twice, by hand or by methods."""
+    by: dict[str, str] = {kind: f"plan.{kind}" for kind in section(table, "plan")}
+    problems = []
+    for where, method in _methods_of(table):
+        own: dict[str, str] = {}
+        for option in method:
+            kind = DECIDES.get(option)
+            if kind in by:
+                problems.append(
+                    Problem(f"{where}.{option}", f"{by[kind]} decides this. Keep one of the two.")
+                )
+            elif kind is not None:
+                own.setdefault(kind, f"{where}.{option}")
+        by |= own
+    return problems
+
+
+def _methods_of(table: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
+    """List the methods as written, with the keys that errors name them by."""
+    written = table.get("prune")
+    if isinstance(written, Mapping):
+        return [("prune", written)]
+    several = enumerate(written) if isinstance(written, tuple) else ()
+    return [(f"prune[{index}]", method) for index, method in several if isinstance(method, Mapping)]
+
+
 def _missing_sections(table: Mapping[str, object]) -> list[Problem]:
     problems = []
     if section(table, "slim").get("recover") == "closed-form" and "calibration" not in table:
         text = 'missing; slim.recover = "closed-form" needs images. Add [calibration], or say "none".'
+        problems.append(Problem("calibration", text))
+    if "tune" in table and "calibration" not in table:
+        text = "missing; [tune] needs images to train on. Add [calibration], which needs no labels."
+        problems.append(Problem("calibration", text))
+    blind = [str(m["method"]) for _, m in _methods_of(table) if m.get("method") in NEED_IMAGES]
+    if blind and "calibration" not in table:
+        text = f'missing; prune.method = "{blind[0]}" looks at unlabelled images. Add [calibration].'
         problems.append(Problem("calibration", text))
     gates = [key for key in ("max_drop", "min_agreement") if key in section(table, "gates")]
     if gates and "evaluation" not in table:
@@ -247,3 +332,42 @@ def load_recipe(name_or_path: str) -> LoadedRecipe:
     recipe = load_toml(path, Recipe)
     named = recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
     return LoadedRecipe(named, path.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@contextmanager
+def naming_recipe(path: Path) -> Iterator[None]:
+    """Add the recipe file to errors in the block that name no more than its keys.
+
+    What reads a recipe's values (a model, a plan, images) knows their keys but not the file: it says
+    "plan.qk_dim: every block has 64 ...". The error that leaves the block says it as `load_recipe` would.
+
+    Raises:
+        EdgevitError: of the class that was raised inside.
+    """
+    try:
+        yield
+    except EdgevitError as error:
+        text = with_recipe(path, str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def with_recipe(path: Path, message: str) -> str:
+    """Return `message` with the recipe file before it where it begins with a key, else as it is.
+
+    Every line that begins with a dotted key of a recipe is a problem of its own.
+    """
+    problems: list[Problem] = []
+    for line in message.splitlines():
+        match = _KEYED_LINE.match(line)
+        if match:
+            problems.append(Problem(match["key"], match["text"]))
+        elif problems:
+            problems[-1] = Problem(problems[-1].key, f"{problems[-1].text}\n{line}")
+        else:
+            return message
+    return problems_text(str(path), problems) if problems else message
+
+
+_KEYED_LINE = re.compile(rf"(?P<key>(?:{'|'.join(Recipe.model_fields)})(?:\[\d+\])?(?:\.\w+)+): (?P<text>.*)")

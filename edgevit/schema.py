@@ -1,7 +1,8 @@
 """What every file that a person writes has in common: strict tables, and all problems in one message.
 
 Recipes, targets and image sets are TOML files described by pydantic models that derive from `Strict`.
-`load_toml` reads one and raises a single `RecipeError` that lists every problem with file and dotted key.
+`load_toml` reads one and raises a single `RecipeError` that lists every problem with file and dotted key;
+`check_table` does the same for a table that did not come from a file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from pydantic_core import ErrorDetails
 
 from edgevit.errors import RecipeError
+
+Scalar = str | int | float | bool
+OptionValue = Scalar | tuple[Scalar, ...]
+"""A value that a file hands on to a library: a TOML array arrives as a tuple."""
+
+_NEAR_FILE = 0.8
+"""File names share more than keys do ("calibration" and "evaluation"), so fewer of them are near."""
+_SHOWN_FILES = 5
 
 
 class Problem(NamedTuple):
@@ -43,6 +52,9 @@ class Strict(BaseModel):
 
     unknown_key_notes: ClassVar[Mapping[str, str]] = {}
     """What to say about keys that are not accepted but that a reader may have met elsewhere."""
+
+    how_to_make: ClassVar[str] = ""
+    """One sentence for who has no such file yet."""
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
@@ -75,16 +87,36 @@ def section(table: Mapping[str, object], key: str) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return up to three of `names` that `name` may have been meant to be, the nearest first."""
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return up to three of `names` that `name` may have been meant to be, the nearest first.
+
+    `cutoff` is the least similarity, 0..1, as difflib counts it.
+    """
     by_folded = {candidate.casefold(): candidate for candidate in names}
-    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.6)
+    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=cutoff)
     return [by_folded[match] for match in found]
+
+
+def nearest_files(name: str, folder: Path) -> list[str]:
+    """Return up to three TOML files of `folder` that `name` may have been meant to be, the nearest first.
+
+    Only stems are compared: the suffix, which all have in common, would make every short name a near one.
+    """
+    by_stem = {path.stem: path.name for path in _toml_files(folder)}
+    return [by_stem[stem] for stem in nearest(name.removesuffix(".toml"), by_stem, _NEAR_FILE)]
+
+
+def _toml_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.toml")) if folder.is_dir() else []
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean "a" or "b"?' for the nearest of `names`, or an empty string."""
-    found = nearest(name, names)
+    return ask_whether(nearest(name, names))
+
+
+def ask_whether(found: Sequence[str]) -> str:
+    """Return ' Did you mean "a" or "b"?', or an empty string where nothing was found."""
     return f" Did you mean {' or '.join(_quoted(match) for match in found)}?" if found else ""
 
 
@@ -95,28 +127,40 @@ def load_toml(path: Path, kind: type[T]) -> T:
         RecipeError: the file is missing, cannot be read or is no TOML, or its content does not fit
             `kind`; then every problem is listed with its dotted key.
     """
-    table = _read_table(path)
+    return check_table(_read_table(path, kind.how_to_make), kind, str(path))
+
+
+def check_table(table: Mapping[str, object], kind: type[T], where: str) -> T:
+    """Return `table` as a `kind`.
+
+    Args:
+        table: keys and values, with tuples for arrays.
+        kind: what the table should be.
+        where: a file or a command, to begin the message with.
+
+    Raises:
+        RecipeError: the table does not fit `kind`; every problem is listed with its dotted key.
+    """
     try:
-        value = kind.model_validate(table)
+        return kind.model_validate(table)
     except ValidationError as error:
         problems = list(_field_problems(kind, table, error.errors(include_url=False)))
-        raise RecipeError(_message(path, [*problems, *kind.conflicts(table)])) from None
-    return value
+        raise RecipeError(problems_text(where, [*problems, *kind.conflicts(table)])) from None
 
 
-def _message(path: Path, problems: Sequence[Problem]) -> str:
+def problems_text(where: str, problems: Sequence[Problem]) -> str:
+    """Say what is wrong in the file `where`: in one line, or in a line for each of several problems."""
     if len(problems) == 1:
-        return f"{path}: {problems[0].key}: {problems[0].text}"
+        return f"{where}: {problems[0].key}: {problems[0].text}"
     lines = [f"  {problem.key}: {problem.text}" for problem in problems]
-    return "\n".join([f"{path}: {len(problems)} problems", *lines])
+    return "\n".join([f"{where}: {len(problems)} problems", *lines])
 
 
-def _read_table(path: Path) -> dict[str, object]:
+def _read_table(path: Path, how_to_make: str) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise RecipeError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None
+        raise RecipeError(f"{path}: no such file.{_instead_of(path, how_to_make)}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}). TOML files are UTF-8.") from None
     except OSError as error:
@@ -126,6 +170,15 @@ def _read_table(path: Path) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}.") from None
     return {key: _as_tuples(value) for key, value in table.items()}
+
+
+def _instead_of(path: Path, how_to_make: str) -> str:
+    """Say which file may have been meant, else which are there and how to make one."""
+    if near := nearest_files(path.name, path.parent):
+        return ask_whether(near)
+    there = [file.name for file in _toml_files(path.parent)]
+    shown = ", ".join([*there[:_SHOWN_FILES], *(["..."] if len(there) > _SHOWN_FILES else [])])
+    return f"{f' TOML files there: {shown}.' if there else ''}{f' {how_to_make}' if how_to_make else ''}"
 
 
 def _as_tuples(value: object) -> object:
@@ -160,6 +213,7 @@ def _written_path(table: Mapping[str, object], detail: ErrorDetails) -> tuple[st
     """Return the part of a pydantic location that stands in the file, without names of union members."""
     if detail["type"] == "missing":
         return detail["loc"]
+    tag_key = (_tag_key(detail),) if detail["type"] in _TAG_PROBLEMS else ()
     path: list[str | int] = []
     value: object = table
     for key in detail["loc"]:
@@ -171,7 +225,7 @@ def _written_path(table: Mapping[str, object], detail: ErrorDetails) -> tuple[st
             case _:
                 continue
         path.append(key)
-    return tuple(path)
+    return (*path, *tag_key)
 
 
 def _dotted(path: Sequence[str | int]) -> str:
@@ -184,7 +238,9 @@ def _problem_text(kind: type[Strict], path: Sequence[str | int], same: Sequence[
     if first["type"] == "missing":
         return "missing; this key is required"
     if first["type"] == "extra_forbidden":
-        return _unknown_key_text(_kind_at(kind, path[:-1]), str(path[-1]))
+        return _unknown_key_text(_kinds_at(kind, first["loc"][:-1])[0], str(path[-1]))
+    if first["type"] in _TAG_PROBLEMS:
+        return _tag_text(_kinds_at(kind, first["loc"]), first)
     expected = list(dict.fromkeys(_expected(detail) for detail in same))
     return f"expected {_alternatives(expected)}, got {_shown(first['input'])}"
 
@@ -200,18 +256,53 @@ def _unknown_key_text(kind: type[Strict], key: str) -> str:
     return f"unknown key.{did_you_mean(key, known)} Known here: {', '.join(known)}."
 
 
-def _kind_at(kind: type[Strict], path: Sequence[str | int]) -> type[Strict]:
-    """Return the model that describes the table at `path` below a table of `kind`."""
+_TAG_PROBLEMS = ("union_tag_invalid", "union_tag_not_found")
+"""Problems with the key that says which member of a union a table is."""
+
+
+def _tag_key(detail: ErrorDetails) -> str:
+    return str(detail["ctx"]["discriminator"]).strip("'")
+
+
+def _tag_text(kinds: Sequence[type[Strict]], detail: ErrorDetails) -> str:
+    names = dict.fromkeys(name for kind in kinds for name in _tags(kind, _tag_key(detail)))
+    known = f"Known here: {', '.join(names)}."
+    if detail["type"] == "union_tag_not_found":
+        return f"missing; this key is required. {known}"
+    tag = str(detail["ctx"]["tag"])
+    return f"unknown name {_quoted(tag)}.{did_you_mean(tag, names)} {known}"
+
+
+def _tags(kind: type[Strict], key: str) -> tuple[str, ...]:
+    """Return the values that the key which tells the members of a union apart may have in this one."""
+    return get_args(kind.model_fields[key].annotation)
+
+
+def _kinds_at(kind: type[Strict], path: Sequence[str | int]) -> list[type[Strict]]:
+    """Return the models that may describe the table at a pydantic location below a table of `kind`.
+
+    They are several where the location ends at a union; in it, a union's member is named by its tag.
+    """
+    kinds = [kind]
     for key in path:
-        if isinstance(key, str) and key in kind.model_fields:
-            kind = _strict_in(kind.model_fields[key].annotation) or kind
-    return kind
+        if not isinstance(key, str):
+            continue
+        if len(kinds) > 1:
+            kinds = [one for one in kinds if (key,) in _literals(one)] or kinds
+        elif key in kinds[0].model_fields:
+            kinds = _stricts_in(kinds[0].model_fields[key].annotation) or kinds
+    return kinds
 
 
-def _strict_in(annotation: object) -> type[Strict] | None:
+def _literals(kind: type[Strict]) -> list[tuple[object, ...]]:
+    """Return the values that each field may have, where its type lists them."""
+    return [get_args(field.annotation) for field in kind.model_fields.values()]
+
+
+def _stricts_in(annotation: object) -> list[type[Strict]]:
     if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _strict_in(arg))), None)
+        return [annotation]
+    return [found for arg in get_args(annotation) for found in _stricts_in(arg)]
 
 
 _EXPECTED = {

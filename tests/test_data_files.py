@@ -43,7 +43,9 @@ def test_shipped_recipe_names_things_that_exist(name: str) -> None:
     recipe = loaded.recipe
     assert loaded.weights is None or loaded.weights.is_file()
     assert all(load_target(target.name, loaded.folder) for target in recipe.target)
-    assert all(load_image_set(s.set, loaded.folder) for s in (recipe.calibration, recipe.evaluation) if s)
+    sets = [section.set for section in (recipe.calibration, recipe.evaluation) if section]
+    # "calibration.toml" is the reader's own, for models whose images cannot come along.
+    assert all(load_image_set(name, loaded.folder) for name in sets if name != "calibration.toml")
 
 
 @pytest.mark.parametrize("name", shipped_names("calibration"))

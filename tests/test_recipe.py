@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.errors import RecipeError
-from edgevit.recipe import LoadedRecipe, Recipe, load_recipe
+from edgevit.errors import BackendError, PlanError, RecipeError
+from edgevit.plan import KINDS
+from edgevit.recipe import LoadedRecipe, PlanSection, Recipe, load_recipe, naming_recipe, with_recipe
 from edgevit.shipped import shipped_dir
 
 WHOLE = """\
@@ -85,10 +86,14 @@ def test_load_recipe_with_calibration_recovers_by_closed_form(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LEAST + "[prune]", "prune: not in this version, which knows only plans by hand"),
-        (LEAST + "[[prune]]", "prune: not in this version"),
+        (LEAST + "[prune]", "prune.method: missing; this key is required."),
+        (LEAST + "[[prune]]", "prune[0].method: missing; this key is required."),
         (LEAST + "[budget]", "budget: not in this version"),
-        (LEAST + "[tune]", "tune: not in this version"),
+        (LEAST + "[tune]", "calibration: missing; [tune] needs images to train on"),
+        (LEAST + "[tune]\nepochs = 0", "2 problems\n  tune.epochs: expected a number >= 1, got 0"),
+        (LEAST + '[tune]\nprecision = "fp16"\n[calibration]\nset = "a"', "tune.precision: expected"),
+        (LEAST + '[tune]\nlr = nan\n[calibration]\nset = "a"', "tune.lr: expected a finite number, got nan"),
+        (LEAST + '[tune]\nepoch = 1\n[calibration]\nset = "a"', 'tune.epoch: unknown key. Did you mean "epochs"'),
         (LEAST + "[exprot]", 'exprot: unknown key. Did you mean "export"?'),
         (LEAST + "[[targets]]", 'targets: unknown key. Did you mean "target"?'),
         (LEAST + 'wieghts = "a"', 'model.wieghts: unknown key. Did you mean "weights"?'),
@@ -151,6 +156,44 @@ def test_load_recipe_local_file_wins_over_a_shipped_name(
 def test_load_recipe_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r'no recipe is named "quikstart"\. Did you mean "quickstart"\?'):
         load_recipe("quikstart")
+
+
+def test_load_recipe_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.toml: no such file\. Make one with `edgevit init MODEL > "):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("plan.qk_dim: every block has 64", "a/b.toml: plan.qk_dim: every block has 64"),
+        (
+            "plan.qk_dim: has 64\nslim.dead_tokens: none\nand more",
+            "a/b.toml: 2 problems\n  plan.qk_dim: has 64\n  slim.dead_tokens: none\nand more",
+        ),
+        ("model resnet18: expected a Vision Transformer", None),
+        ("plan: no key of it", None),
+        ("/data/plan.qk_dim: no such file", None),
+        ("a/b.toml: plan.qk_dim: said already", None),
+        ("", None),
+    ],
+)
+def test_with_recipe_names_the_file_where_only_keys_are_named(message: str, expected: str | None) -> None:
+    assert with_recipe(Path("a/b.toml"), message) == (message if expected is None else expected)
+
+
+def test_naming_recipe_keeps_the_class_of_an_error() -> None:
+    with (
+        pytest.raises(PlanError, match=r"^mine\.toml: plan\.heads: too many$"),
+        naming_recipe(Path("mine.toml")),
+    ):
+        raise PlanError("plan.heads: too many")
+    with pytest.raises(BackendError, match=r"^no such device$"), naming_recipe(Path("mine.toml")):
+        raise BackendError("no such device")
+
+
+def test_plan_section_has_the_counts_of_a_plan() -> None:
+    assert tuple(PlanSection.model_fields) == KINDS
 
 
 def test_recipe_schema_describes_every_field() -> None:

@@ -10,6 +10,7 @@ from toy_vits import toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images, load_image_set, open_images
+from edgevit.models.observe import live_neurons
 from edgevit.plan import Counts
 from edgevit.preprocess import Preprocess
 from edgevit.progress import silent
@@ -48,6 +49,28 @@ def test_slimming_in_closed_form_uses_the_images(tmp_path: Path) -> None:
         torch.testing.assert_close(slim.state_dict()[name], value)
     selected = slim_by_selection(dense, plan).blocks[0].mlp.fc2.weight
     assert not torch.allclose(slim.blocks[0].mlp.fc2.weight, selected, atol=1e-2)
+
+
+def test_plain_cutting_folds_the_means_of_cut_neurons_when_asked(tmp_path: Path) -> None:
+    dense, images = toy_model(), _images(tmp_path, 40)
+    plan = toy_plan(dense, Counts(hidden=10))
+    folds = SlimOptions("none", fold_means=True)
+    (batch,) = (torch.from_numpy(batch) for batch in images.batches(40))
+    mean = [neurons.double().mean(dim=(0, 1)) for neurons in live_neurons(dense, batch)]
+    slim, expected = slim_model(dense, plan, folds, images, silent), slim_by_selection(dense, plan, mean)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(slim.state_dict()[name], value)
+    plain = slim_model(dense, plan, NONE, images, silent).state_dict()
+    changed = {name for name, value in plain.items() if not torch.allclose(value, slim.state_dict()[name])}
+    assert changed == {f"blocks.{index}.mlp.fc2.bias" for index in range(3)}
+
+
+def test_folding_means_without_images_is_refused() -> None:
+    dense = toy_model()
+    with pytest.raises(PlanError, match=r"folding what cut neurons add needs \[calibration\] images"):
+        slim_model(
+            dense, toy_plan(dense, Counts(hidden=20)), SlimOptions("none", fold_means=True), None, silent
+        )
 
 
 def test_closed_form_without_images_is_refused() -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from edgevit.errors import OutputError
+from edgevit.plan import Recover
 
 SCHEMA = 1
 FILE_NAME = "report.json"
@@ -64,6 +65,8 @@ class PlanFacts(Part):
     blocks: tuple[PlanBlock, ...]
     dead_tokens: bool
     """Tokens that nothing reads are dropped in the last block."""
+    methods: tuple[str, ...] = ()
+    """Methods that decided, in their order; none where the whole plan is by hand."""
 
 
 class ModelSize(Part):
@@ -223,6 +226,21 @@ class StageFacts(Part):
     """Most memory that the process had held by the end of the stage."""
 
 
+class TuneFacts(Part):
+    """The training after slimming."""
+
+    epochs: Count
+    seconds: Annotated[float, Field(ge=0.0)]
+    loss_first: float
+    """Mean loss of the first epoch."""
+    loss_last: float
+    """Mean loss of the last epoch."""
+    precision: str
+    """What matrix products were computed in."""
+    seed: Count
+    images: Count
+
+
 class Report(Part):
     """Everything that report.json says."""
 
@@ -235,12 +253,14 @@ class Report(Part):
     warnings: tuple[str, ...] = ()
     """What a reader must know before trusting the numbers, for example that the weights are random."""
     source: SourceFacts
-    recover: Literal["none", "closed-form"]
+    recover: Recover
     plan: PlanFacts
     models: ModelSizes
     blocks: tuple[BlockFacts, ...]
     calibration: SetFacts | None = None
     evaluation: SetFacts | None = None
+    tune: TuneFacts | None = None
+    """None where the recipe asks for no training."""
     results: tuple[Result, ...]
     not_built: tuple[NotBuilt, ...] = ()
     machine: Facts = {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
-from edgevit.plan import Plan, keep_all
+from edgevit.models.observe import mean_of_neurons
+from edgevit.plan import Plan, Recover, keep_all
 from edgevit.progress import Progress
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.select import slim_by_selection
@@ -28,8 +28,14 @@ _ROWS_PER_DIM = 2  # rows (images times tokens) that a covariance needs for each
 class SlimOptions:
     """How what a cut loses is recovered."""
 
-    recover: Literal["none", "closed-form"]
+    recover: Recover
     closed_form: ClosedForm = field(default_factory=ClosedForm)
+    fold_means: bool = False
+    """With "none": add to fc2's bias what the cut neurons give on average, W2[:, cut] E[h_cut].
+
+    E is over the calibration images and the tokens of the dense model that something reads. The closed form
+    refits that bias anyway.
+    """
 
 
 def slim_model(
@@ -41,28 +47,54 @@ def slim_model(
         dense: the model to slim.
         plan: what remains of it.
         options: how what is lost is recovered.
-        images: calibration images, unlabelled; needed by "closed-form".
+        images: calibration images, unlabelled; needed by "closed-form" and by `fold_means`.
         progress: called while weighing tokens and slimming.
 
     Raises:
-        PlanError: "closed-form" without images.
+        PlanError: images are needed, and there are none.
         ImagesError: fewer images than the ranks of the plan need.
     """
     dense = dense.eval().requires_grad_(False)
-    if options.recover == "none" or _cuts_no_weights(dense, plan):
-        with torch.no_grad():
-            return slim_by_selection(dense, plan)
+    if _cuts_no_weights(dense, plan):
+        return _select(dense, plan, None)
+    match options.recover:
+        case "none":
+            means = None
+            if options.fold_means:
+                means = _neuron_means(dense, _require(images, "folding what cut neurons add"), progress)
+            return _select(dense, plan, means)
+        case "closed-form":
+            given = _require(images, 'slim.recover = "closed-form"')
+            _check_enough(dense, given)
+            return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
+
+
+def _select(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None) -> SlimViT:
+    with torch.no_grad():
+        return slim_by_selection(dense, plan, means)
+
+
+def _require(images: Images | None, by: str) -> Images:
     if images is None:
-        raise PlanError(
-            'slim.recover = "closed-form" needs [calibration] images. Add them, or set it to "none".'
-        )
-    _check_enough(dense, images)
+        raise PlanError(f"{by} needs [calibration] images. Add them, or leave that out.")
+    return images
 
-    def batches() -> Iterator[Tensor]:
-        for batch in images.batches(BATCH):
-            yield torch.from_numpy(batch)
 
-    return slim_closed_form(dense, plan, batches, options.closed_form, progress)
+def _batches(images: Images) -> Iterator[Tensor]:
+    for batch in images.batches(BATCH):
+        yield torch.from_numpy(batch)
+
+
+def _neuron_means(dense: SlimViT, images: Images, progress: Progress) -> list[Tensor]:
+    """Return the mean activations of every block's neurons, float64 [F] each."""
+
+    def over_tokens(neurons: Tensor) -> Tensor:
+        return neurons.double().mean(dim=1)
+
+    def report(seen: int) -> None:
+        progress("averaging neurons", seen, len(images))
+
+    return mean_of_neurons(dense, _batches(images), over_tokens, report)
 
 
 def _cuts_no_weights(dense: SlimViT, plan: Plan) -> bool:

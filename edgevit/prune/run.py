@@ -1,0 +1,72 @@
+"""From a recipe's methods to one plan: each decides in turn, on the plan of those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from edgevit.errors import PlanError
+from edgevit.images import Images
+from edgevit.methods import CoupledDims, Method, TokenChannels
+from edgevit.models.layers import SlimViT
+from edgevit.plan import Plan
+from edgevit.progress import Progress
+from edgevit.prune.coupled_dims import coupled_dims
+from edgevit.prune.token_channels import token_channels
+
+_BATCH = 32
+
+
+def run_methods(
+    model: SlimViT, plan: Plan, methods: Sequence[Method], images: Images | None, progress: Progress
+) -> Plan:
+    """Run methods in the order given.
+
+    Args:
+        model: the dense model; stays as it is.
+        plan: what remains by hand.
+        methods: the options of each method.
+        images: calibration images, unlabelled, for the methods that look at them.
+        progress: called while images are looked at.
+
+    Returns:
+        The plan with what the methods decided: counts and, where something was cut, indices.
+
+    Raises:
+        PlanError: options that this model cannot take, or a method without the images that it needs; keys
+            begin with "prune", and with the method's place where there are several.
+    """
+    model = model.eval().requires_grad_(False)
+    for index, options in enumerate(methods):
+        where = "prune" if len(methods) == 1 else f"prune[{index}]"
+        try:
+            plan = _run(model, plan, options, images, progress)
+        except PlanError as error:
+            raise PlanError("\n".join(f"{where}.{line}" for line in str(error).splitlines())) from error
+    return plan
+
+
+def _run(model: SlimViT, plan: Plan, options: Method, images: Images | None, progress: Progress) -> Plan:
+    match options:
+        case CoupledDims():
+            return coupled_dims(model, plan, options)
+        case TokenChannels():
+            if images is None:
+                raise PlanError(
+                    f'method: "{options.method}" needs [calibration] images, unlabelled. Add them.'
+                )
+
+            def report(seen: int) -> None:
+                progress("scoring neurons", seen, len(images))
+
+            return token_channels(model, plan, options, _batches(images), report)
+        case _:
+            assert_never(options)
+
+
+def _batches(images: Images) -> Iterator[Tensor]:
+    for batch in images.batches(_BATCH):
+        yield torch.from_numpy(batch)

@@ -1,0 +1,86 @@
+"""How many of something remain in each block, as a method's options say it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgevit.errors import PlanError
+from edgevit.plan import Anatomy, Kind
+
+_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998, and means 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A count that remains or a share that is removed, for all blocks or each; both None: nothing is cut."""
+
+    kind: Kind
+    drop_key: str
+    """Name of the option that gives the share; the one that gives the count is named after the kind."""
+    count: int | tuple[int, ...] | None
+    drop: float | tuple[float, ...] | None
+    keep_first: bool = True
+    """Whether one number for all blocks leaves out the first."""
+    align: int = 1
+    """Counts from a share are rounded up to a multiple of this."""
+
+
+def keep_counts(anatomy: Anatomy, schedules: Sequence[Schedule]) -> list[tuple[int, ...]]:
+    """Return, for each schedule, how many remain in each block.
+
+    Shares are cut as published: what remains is rounded down, but at least 1.
+
+    Raises:
+        PlanError: lists of another length, counts that a block does not have, or a cut that this model cannot
+            take; every problem begins with the option's name.
+    """
+    problems: list[str] = []
+    counts = [_counts(anatomy, schedule, problems) for schedule in schedules]
+    if problems:
+        raise PlanError("\n".join(problems))
+    return counts
+
+
+def _counts(anatomy: Anatomy, schedule: Schedule, problems: list[str]) -> tuple[int, ...]:
+    dense = tuple(int(getattr(block, schedule.kind)) for block in anatomy.blocks)
+    if schedule.count is None and schedule.drop is None:
+        return dense
+    key = schedule.drop_key if schedule.count is None else schedule.kind
+    given = schedule.drop if schedule.count is None else schedule.count
+    if schedule.kind in anatomy.refused:
+        problems.append(f"{key}: {anatomy.refused[schedule.kind]}")
+        return dense
+    if isinstance(given, tuple) and len(given) != len(dense):
+        expected = f"one number or {len(dense)} (one per block)"
+        problems.append(f"{key}: expected {expected}, got {len(given)} numbers.")
+        return dense
+    counts = _from_drop(dense, schedule) if schedule.count is None else _from_count(dense, schedule)
+    problems += [
+        f"{key}: blocks.{index} has {most}; expected 1..{most}, got {count}. Give {most} to keep all."
+        for index, (count, most) in enumerate(zip(counts, dense, strict=True))
+        if count > most
+    ]
+    return counts
+
+
+def _from_count(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
+    if isinstance(schedule.count, tuple):
+        return schedule.count
+    assert schedule.count is not None
+    counts = (schedule.count,) * len(dense)
+    return (dense[0], *counts[1:]) if schedule.keep_first else counts
+
+
+def _from_drop(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
+    drops = schedule.drop
+    if not isinstance(drops, tuple):
+        assert drops is not None
+        drops = (0.0 if schedule.keep_first else drops, *(drops,) * (len(dense) - 1))
+    return tuple(_kept(width, drop, schedule.align) for width, drop in zip(dense, drops, strict=True))
+
+
+def _kept(width: int, drop: float, align: int) -> int:
+    kept = max(1, math.floor(width * (1 - drop) + _ROUNDING))
+    return min(width, math.ceil(kept / align) * align)

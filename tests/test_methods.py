@@ -1,0 +1,101 @@
+"""Options of the methods, as recipes give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevit.errors import RecipeError
+from edgevit.methods import CoupledDims, TokenChannels, need_images
+from edgevit.recipe import Recipe, load_recipe
+
+LEAST = '[model]\nname = "deit_tiny_patch16_224"\n'
+IMAGES = '[calibration]\nset = "s.toml"\n'
+COUPLED = '[prune]\nmethod = "coupled-dims"\n'
+CHANNELS = '[prune]\nmethod = "token-channels"\n'
+
+
+def load(folder: Path, text: str) -> Recipe:
+    (folder / "r.toml").write_text(LEAST + text)
+    return load_recipe(str(folder / "r.toml")).recipe
+
+
+def test_recipe_with_one_table_has_one_method(tmp_path: Path) -> None:
+    (options,) = load(tmp_path, COUPLED + "qk_drop = 0.9\nvo_dim = [64, 8]").methods
+    assert options == CoupledDims(method="coupled-dims", qk_drop=0.9, vo_dim=(64, 8))
+
+
+def test_recipe_with_several_tables_keeps_their_order(tmp_path: Path) -> None:
+    text = IMAGES + CHANNELS + "hidden = 300\n" + COUPLED + 'qk_dim = 8\nscore = "l1"'
+    methods = load(tmp_path, text.replace("[prune]", "[[prune]]")).methods
+    assert [options.method for options in methods] == ["token-channels", "coupled-dims"]
+
+
+def test_recipe_folds_means_only_for_token_channels(tmp_path: Path) -> None:
+    assert not load(tmp_path, COUPLED + "qk_dim = 8").fold_means
+    assert load(tmp_path, IMAGES + CHANNELS + "hidden = 300").fold_means
+
+
+def test_only_token_channels_needs_images() -> None:
+    coupled = CoupledDims(method="coupled-dims", qk_dim=8)
+    assert not need_images([coupled])
+    assert need_images([coupled, TokenChannels(method="token-channels", hidden=9)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[prune]", "prune.method: missing; this key is required. Known here: coupled-dims, token-channels."),
+        (
+            '[prune]\nmethod = "coupled-dim"',
+            'prune.method: unknown name "coupled-dim". Did you mean "coupled-dims"? '
+            "Known here: coupled-dims, token-channels.",
+        ),
+        ('prune = "coupled-dims"', "model.prune: unknown key."),
+        (
+            COUPLED,
+            'prune.method: "coupled-dims" is not told how much to cut (qk_dim, qk_drop, vo_dim, vo_drop)',
+        ),
+        (
+            IMAGES + CHANNELS,
+            'prune.method: "token-channels" is not told how much to cut (hidden, hidden_drop)',
+        ),
+        (COUPLED + "qk_drop = 1.0", "prune.qk_drop: expected a number < 1.0 or a list, got 1.0"),
+        (COUPLED + "qk_drop = -0.1", "prune.qk_drop: expected a number >= 0.0 or a list, got -0.1"),
+        (COUPLED + "qk_drop = [0.5, 1.5]", "prune.qk_drop[1]: expected a number < 1.0, got 1.5"),
+        (COUPLED + "qk_dim = 8\nqk_drop = 0.5", "prune.qk_drop: given beside qk_dim. Keep one of the two."),
+        (COUPLED + 'qk_dim = 8\nsets = "one"', 'prune.sets: "one" chooses the same dims for QK and VO'),
+        (COUPLED + 'qk_dim = 8\nscore = "l3"', 'prune.score: expected "median", "l1" or "l2", got "l3"'),
+        (
+            COUPLED + "qk_dims = 8",
+            'prune.qk_dims: unknown key. Did you mean "qk_dim" or "vo_dim"? Known here: method, qk_dim',
+        ),
+        (
+            IMAGES + CHANNELS + "hidden = 8\nkeep_frist = true",
+            'prune.keep_frist: unknown key. Did you mean "keep_first"? Known here: method, hidden, hidden_drop',
+        ),
+        (
+            CHANNELS + "hidden = 8",
+            'calibration: missing; prune.method = "token-channels" looks at unlabelled images',
+        ),
+        (
+            COUPLED + "qk_dim = 8\n[plan]\nqk_dim = 9",
+            "prune.qk_dim: plan.qk_dim decides this. Keep one of the two.",
+        ),
+        (
+            (COUPLED + "qk_dim = 8\n" + COUPLED + "qk_drop = 0.5").replace("[prune]", "[[prune]]"),
+            "prune[1].qk_drop: prune[0].qk_dim decides this. Keep one of the two.",
+        ),
+    ],
+)
+def test_recipe_with_bad_methods_names_key_and_remedy(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=r"r\.toml: ") as caught:
+        load(tmp_path, text)
+    assert str(caught.value).removeprefix(f"{tmp_path}/r.toml: ").startswith(message)
+
+
+def test_recipe_schema_takes_one_table_or_a_list() -> None:
+    one, several = Recipe.model_json_schema()["properties"]["prune"]["oneOf"]
+    assert one["discriminator"]["propertyName"] == "method"
+    assert several["type"] == "array"

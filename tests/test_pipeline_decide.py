@@ -1,0 +1,83 @@
+"""The plan of a build whose recipe lets methods decide."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+from toy_build import write_toy
+
+from edgevit.errors import ImagesError, MeasurementError, PlanError
+from edgevit.pipeline import build
+from edgevit.plan import plan_from_json
+from edgevit.recipe import load_recipe
+from edgevit.report.model import Report
+
+COUPLED = '[[prune]]\nmethod = "coupled-dims"\nqk_drop = 0.5\n'
+CHANNELS = '[[prune]]\nmethod = "token-channels"\nhidden = [96, 64]\n'
+NONE = '[slim]\nrecover = "none"\n'
+
+
+def run(recipe: Path, out: Path) -> Report:
+    """Build; a timing that a busy machine made untrusted is taken again, all else is there already."""
+    for _ in range(9):
+        with contextlib.suppress(MeasurementError):
+            return build(load_recipe(str(recipe)), out)
+    return build(load_recipe(str(recipe)), out)
+
+
+def made(report: Report) -> list[str]:
+    return [stage.name for stage in report.stages if not stage.reused]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """Return a finished build and its recipe's folder."""
+    folder = tmp_path_factory.mktemp("decide")
+    recipe = write_toy(folder, plan="[plan]\nvo_dim = 12\n" + COUPLED + CHANNELS + NONE)
+    return run(recipe, folder / "out"), folder
+
+
+def test_build_writes_counts_and_indices_of_methods_into_the_plan(built: tuple[Report, Path]) -> None:
+    report, folder = built
+    plan = plan_from_json(json.loads((folder / "out" / "plan.json").read_text()))
+    assert [(b.qk_dim, b.vo_dim, b.hidden) for b in plan.blocks] == [(16, 12, 96), (8, 12, 64)]
+    assert [b.kept.qk is None for b in plan.blocks] == [True, False]
+    assert [len(b.kept.hidden or ()) for b in plan.blocks] == [96, 64]
+    assert report.plan.methods == ("coupled-dims", "token-channels")
+    assert [(b.qk_dim, b.hidden) for b in report.plan.blocks] == [(16, 96), (8, 64)]
+
+
+def test_build_opens_calibration_images_for_a_method(built: tuple[Report, Path]) -> None:
+    report, _ = built
+    assert report.recover == "none"
+    assert report.calibration is not None
+    assert made(report)[:6] == ["load", "decode calibration", "decode evaluation", "prune", "plan", "slim"]
+
+
+def test_build_again_makes_nothing_and_another_share_decides_anew(built: tuple[Report, Path]) -> None:
+    _, folder = built
+    assert made(run(folder / "toy.toml", folder / "out")) == []
+    write_toy(folder, plan="[plan]\nvo_dim = 12\n" + COUPLED.replace("0.5", "0.25") + CHANNELS + NONE)
+    again = made(run(folder / "toy.toml", folder / "out"))
+    assert again[:3] == ["prune", "plan", "slim"]
+
+
+def test_build_with_a_schedule_of_another_length_says_both_lengths(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan=COUPLED + CHANNELS.replace("[96, 64]", "[96, 64, 32]") + NONE)
+    with pytest.raises(
+        PlanError, match=r"^prune\[1\]\.hidden: expected one number or 2 \(one per block\), got 3"
+    ):
+        run(recipe, tmp_path / "out")
+
+
+def test_build_without_a_method_that_looks_opens_no_images(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan=COUPLED + NONE)
+    for image in (tmp_path / "calibration").rglob("*.png"):
+        image.write_bytes(b"broken")
+    assert run(recipe, tmp_path / "out").calibration is None
+    write_toy(tmp_path, plan=CHANNELS + NONE)
+    with pytest.raises(ImagesError, match="cannot be read as an image"):
+        run(recipe, tmp_path / "out")

@@ -1,0 +1,58 @@
+"""Methods one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy_build import write_images
+from toy_vits import toy_model, toy_plan
+
+from edgevit.errors import PlanError
+from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.methods import CoupledDims, TokenChannels
+from edgevit.plan import Counts, plan_from_json, plan_to_json
+from edgevit.preprocess import Preprocess
+from edgevit.progress import silent
+from edgevit.prune import run_methods
+
+DENSE = toy_model()
+ALL = toy_plan(DENSE, Counts())
+COUPLED = CoupledDims(method="coupled-dims", qk_drop=0.5)
+CHANNELS = TokenChannels(method="token-channels", hidden_drop=0.5)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    write_images(tmp_path / "images", 40)
+    source = LoadedSet(ImageSet(kind="folder", path="images"), tmp_path / "set.toml")
+    return open_images(
+        source, Preprocess(16, (16, 16), "bicubic", (0.5,) * 3, (0.5,) * 3, channels=3), None, 0
+    )
+
+
+def test_run_methods_each_decides_on_the_plan_before_it(images: Images) -> None:
+    told: list[tuple[str, int, int]] = []
+    plan = run_methods(DENSE, ALL, [COUPLED, CHANNELS], images, lambda *step: told.append(step))
+    assert [(b.qk_dim, b.vo_dim, b.hidden) for b in plan.blocks] == [(8, 8, 40)] + 2 * [(4, 8, 20)]
+    assert told == [("scoring neurons", 32, 40), ("scoring neurons", 40, 40)]
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert run_methods(DENSE, ALL, [CHANNELS, COUPLED], images, silent) == plan
+
+
+def test_run_methods_without_images_says_which_method_needs_them() -> None:
+    with pytest.raises(
+        PlanError, match=r'^prune\[1\]\.method: "token-channels" needs \[calibration\] images'
+    ):
+        run_methods(DENSE, ALL, [COUPLED, CHANNELS], None, silent)
+
+
+def test_run_methods_names_the_key_of_every_problem() -> None:
+    wrong = CoupledDims(method="coupled-dims", qk_drop=(0.5, 0.5), vo_dim=9)
+    with pytest.raises(PlanError, match=r"^prune\.qk_drop: ") as caught:
+        run_methods(DENSE, ALL, [wrong], None, silent)
+    assert str(caught.value).splitlines() == [
+        "prune.qk_drop: expected one number or 3 (one per block), got 2 numbers.",
+        "prune.vo_dim: blocks.1 has 8; expected 1..8, got 9. Give 8 to keep all.",
+        "prune.vo_dim: blocks.2 has 8; expected 1..8, got 9. Give 8 to keep all.",
+    ]
