@@ -4,6 +4,7 @@
       .edgevit/build.json       whose build this is, and the public names that edgevit wrote
       .edgevit/lock             advisory lock; holds the process id of the running build
       .edgevit/tmp/             everything unfinished; emptied whenever the directory is opened
+      .edgevit/work/<stage>-<hash12>/     what a stage keeps to go on after a kill; gone once it is done
       .edgevit/stages/<stage>-<hash12>/   finished outputs, each with its own `.stage.json`
       plan.json, onnx/..., ...  public names: hard links into the stages where the disk allows it
 
@@ -19,7 +20,6 @@ larger than those in use: going back to the previous recipe is free, and the dir
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -31,11 +31,10 @@ from typing import TypeAlias
 
 from edgevit.disk import disk_errors, files_below, full_disk, sha256_file, sync, write_synced
 from edgevit.errors import OutputError
+from edgevit.ownership import FORMAT, OWN, check_owner, lock, marker_path, marker_text, published_names
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
-_FORMAT = 1
-_OWN = ".edgevit"
 _RECORD = ".stage.json"
 
 
@@ -61,8 +60,9 @@ class Store:
         self.root = root
         self.name = name
         self._lock_fd = lock_fd
-        self._stages = root / _OWN / "stages"
-        self._tmp = root / _OWN / "tmp"
+        self._stages = root / OWN / "stages"
+        self._tmp = root / OWN / "tmp"
+        self._work = root / OWN / "work"
         self._used: set[str] = set()
         self._published: set[str] = set()
         self._known: set[str] = set()
@@ -77,17 +77,17 @@ class Store:
             OutputError: `root` cannot be written, holds something else, or is in use by another build.
             DiskFullError: no space for the few bytes of the marker.
         """
-        _check_owner(root, name)
+        check_owner(root, name)
         with disk_errors(root):
-            (root / _OWN).mkdir(parents=True, exist_ok=True)
-        store = cls(root, name, _lock(root))
+            (root / OWN).mkdir(parents=True, exist_ok=True)
+        store = cls(root, name, lock(root))
         try:
-            _check_owner(root, name)
+            check_owner(root, name)
             with disk_errors(root):
                 shutil.rmtree(store._tmp, ignore_errors=True)
                 store._tmp.mkdir(exist_ok=True)
                 store._stages.mkdir(exist_ok=True)
-            store._known = set(_published_names(root))
+            store._known = set(published_names(root))
             store._write_marker()
         except BaseException:
             store.close()
@@ -127,9 +127,18 @@ class Store:
         """
         return self._stages / f"{name}-{_key_sha256(name, key)[:12]}"
 
-    def has(self, name: str, key: Mapping[str, JSON]) -> bool:
-        """Say whether the output of this stage is there, whole and unchanged."""
-        return _is_whole(self.stage_path(name, key), _key_sha256(name, key))
+    def work_path(self, name: str, key: Mapping[str, JSON]) -> Path:
+        """Return a folder in which a stage can keep what it has, made if need be; a kill leaves it there.
+
+        It is removed when the stage is done, or when a build comes to its end without it.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        path = self._work / self.stage_path(name, key).name
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def run(self, name: str, key: Mapping[str, JSON], make: Callable[[Path], None]) -> Path:
         """Return the finished folder of a stage, calling `make(folder)` only when it is not there.
@@ -156,6 +165,7 @@ class Store:
                 _seal(temporary, name, key)
                 os.rename(temporary, final)
                 sync(self._stages)
+                shutil.rmtree(self._work / final.name, ignore_errors=True)
         except BaseException as error:
             # The free space is part of the message, so it is read before the room is given back.
             full = full_disk(error, final)
@@ -218,7 +228,7 @@ class Store:
                 sync(self.root)
 
     def finish(self) -> None:
-        """Remove public files that this build no longer makes, and stages beyond the allowance.
+        """Remove public files that this build no longer makes, stages beyond the allowance, unfinished work.
 
         Only files that edgevit wrote are removed. Call it once, after the last `publish`.
 
@@ -233,6 +243,7 @@ class Store:
             self._known = set(self._published)
             self._write_marker()
             self._prune_stages()
+            shutil.rmtree(self._work, ignore_errors=True)
             sync(self.root)
 
     def _claim(self, names: set[str]) -> None:
@@ -265,13 +276,12 @@ class Store:
             sync(target.parent)
 
     def _write_marker(self) -> None:
-        marker: JSON = {"format": _FORMAT, "name": self.name, "published": sorted(self._known)}
-        raw = canonical_json(marker).encode() + b"\n"
+        raw = marker_text(self.name, self._known).encode()
         temporary = self._tmp / "build.json"
-        with disk_errors(self.root / _OWN / "build.json", len(raw)):
+        with disk_errors(marker_path(self.root), len(raw)):
             try:
                 write_synced(temporary, raw)
-                os.replace(temporary, self.root / _OWN / "build.json")
+                os.replace(temporary, marker_path(self.root))
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -290,7 +300,7 @@ class Store:
 
 
 def _key_sha256(name: str, key: Mapping[str, JSON]) -> str:
-    return hashlib.sha256(canonical_json({"format": _FORMAT, "stage": name, "key": key}).encode()).hexdigest()
+    return hashlib.sha256(canonical_json({"format": FORMAT, "stage": name, "key": key}).encode()).hexdigest()
 
 
 def _below(folder: Path, name: str) -> dict[str, Path]:
@@ -300,7 +310,7 @@ def _below(folder: Path, name: str) -> dict[str, Path]:
 
 def _check_public(name: str) -> None:
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or parts[0] == _OWN:
+    if not parts or name.startswith("/") or ".." in parts or parts[0] == OWN:
         raise ValueError(f"{name!r} is no name below the build directory: give one like 'onnx/fp32.onnx'")
 
 
@@ -347,74 +357,6 @@ def _is_unchanged(path: Path, noted: Mapping[str, int | str]) -> bool:
     if state.st_size != noted["bytes"]:
         return False
     return state.st_mtime_ns == noted["mtime_ns"] or sha256_file(path) == noted["sha256"]
-
-
-def _marker(root: Path) -> dict[str, JSON] | None:
-    """Read whose build a directory is; None when it is no build."""
-    try:
-        marker = json.loads((root / _OWN / "build.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{root / _OWN / 'build.json'}: cannot be read ({error}). "
-            "Remove the directory if it may go, or build elsewhere with --out DIR."
-        ) from error
-    if not isinstance(marker, dict) or marker.get("format") != _FORMAT:
-        raise OutputError(
-            f"{root}: written by another version of edgevit (expected format {_FORMAT}). "
-            "Remove the directory, which costs one full build, or build elsewhere with --out DIR."
-        )
-    return marker
-
-
-def _published_names(root: Path) -> list[str]:
-    marker = _marker(root)
-    names = marker.get("published") if marker else None
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _check_owner(root: Path, name: str) -> None:
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise OutputError(f"{root}: expected a directory, found a file. Give another one with --out DIR.")
-    with disk_errors(root):
-        marker = _marker(root)
-        foreign = sorted(path.name for path in root.iterdir() if path.name != _OWN)
-    if marker is None and foreign:
-        raise OutputError(
-            f"{root}: expected an empty directory or an edgevit build, found {len(foreign)} other "
-            f"entries ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}). "
-            "Nothing was changed. Build elsewhere with --out DIR."
-        )
-    if marker is not None and marker.get("name") != name:
-        raise OutputError(
-            f"{root}: expected the build of {name!r}, found that of {marker.get('name')!r}. "
-            "Nothing was changed. Build elsewhere with --out DIR, or give the recipe another name."
-        )
-
-
-def _lock(root: Path) -> int:
-    """Lock the directory for this process; the kernel unlocks it when the process ends in any way."""
-    path = root / _OWN / "lock"
-    with disk_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
-        except BlockingIOError as error:
-            os.close(descriptor)
-            holder = path.read_text().strip()
-            raise OutputError(
-                f"{root}: another edgevit build uses this directory (process {holder or 'unknown'}). "
-                "Wait until it ends, or build elsewhere with --out DIR."
-            ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-    return descriptor
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

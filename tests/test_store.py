@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -82,6 +83,19 @@ def _never(folder: Path) -> None:
     raise AssertionError(f"{folder} was made again")
 
 
+def _is_there(store: Store, name: str, key: dict[str, int]) -> bool:
+    """Say whether the store has this output, by whether it would make it."""
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        raise EdgevitError("asked only")
+
+    with contextlib.suppress(EdgevitError):
+        store.run(name, key, make)
+    return not made
+
+
 def _python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -90,9 +104,7 @@ def _python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]
 def test_run_with_the_same_key_makes_the_output_once(tmp_path: Path) -> None:
     key = {"heads": [3, 3], "recover": "none"}
     with Store.open(tmp_path / "b", "toy") as store:
-        assert not store.has("slim", key)
         first = store.run("slim", key, _fill("weights"))
-        assert store.has("slim", key)
         assert store.run("slim", key, _never) == first
     with Store.open(tmp_path / "b", "toy") as store:
         assert store.run("slim", dict(reversed(key.items())), _never) == first
@@ -189,33 +201,7 @@ def test_finish_keeps_unused_stages_only_up_to_the_size_of_the_used(tmp_path: Pa
     with Store.open(tmp_path, "toy") as store:
         store.run("slim", {"n": 3}, _fill("x" * 60_000))
         store.finish()
-        assert [store.has("slim", {"n": n}) for n in range(4)] == [False, False, True, True]
-
-
-def test_open_refuses_foreign_content_and_changes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").write_bytes(b"jpg")
-    with pytest.raises(OutputError, match=r"found 1 other entries \(holiday\.jpg\).*--out DIR"):
-        Store.open(tmp_path, "toy")
-    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
-
-
-def test_open_refuses_a_file_and_the_build_of_another_recipe(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"expected a directory, found a file.*--out DIR"):
-        Store.open(tmp_path / "file", "toy")
-    Store.open(tmp_path / "b", "toy").close()
-    with pytest.raises(OutputError, match=r"expected the build of 'other', found that of 'toy'.*--out DIR"):
-        Store.open(tmp_path / "b", "other")
-
-
-def test_open_refuses_a_marker_of_another_format_or_none_at_all(tmp_path: Path) -> None:
-    Store.open(tmp_path, "toy").close()
-    (tmp_path / ".edgevit" / "build.json").write_text('{"format": 99, "name": "toy"}')
-    with pytest.raises(OutputError, match=r"another version of edgevit \(expected format 1\)"):
-        Store.open(tmp_path, "toy")
-    (tmp_path / ".edgevit" / "build.json").write_text("{")
-    with pytest.raises(OutputError, match=r"build\.json: cannot be read"):
-        Store.open(tmp_path, "toy")
+        assert [_is_there(store, "slim", {"n": n}) for n in range(4)] == [False, False, True, True]
 
 
 def test_open_of_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
@@ -224,27 +210,6 @@ def test_open_of_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> N
     root = Path("/proc/edgevit") if os.geteuid() == 0 else tmp_path / "closed" / "build"
     with pytest.raises(OutputError, match=rf"{root}: cannot be written .*--out DIR"):
         Store.open(root, "toy")
-
-
-def test_open_while_another_process_builds_names_its_process_id(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from edgevit.store import Store\n"
-        "store = Store.open(Path(sys.argv[1]), 'toy'); print('open', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "open\n"
-        with pytest.raises(OutputError, match=rf"another edgevit build .*\(process {other.pid}\).*--out DIR"):
-            Store.open(tmp_path, "toy")
-        other.send_signal(signal.SIGKILL)
-    Store.open(tmp_path, "toy").close()
-
-
-def test_open_twice_in_one_process_is_refused_until_closed(tmp_path: Path) -> None:
-    with Store.open(tmp_path, "toy"), pytest.raises(OutputError, match=f"process {os.getpid()}"):
-        Store.open(tmp_path, "toy")
-    Store.open(tmp_path, "toy").close()
 
 
 def test_canonical_json_does_not_depend_on_order_and_refuses_nan() -> None:
@@ -265,7 +230,7 @@ def test_build_killed_in_the_middle_of_make_goes_on_with_the_same_bytes(tmp_path
     assert len(list(tmp_path.rglob("half.bin"))) == 1
     with Store.open(tmp_path, "toy") as store:
         assert list(tmp_path.rglob("half.bin")) == []
-        assert not store.has("slim", {"a": 1})
+        assert not _is_there(store, "slim", {"a": 1})
         assert (store.run("slim", {"a": 1}, _fill("whole")) / "out.txt").read_text() == "whole"
 
 
@@ -333,7 +298,7 @@ def test_run_whose_writer_ignores_a_full_disk_is_still_refused(small_disk: Path)
     with Store.open(small_disk, "toy") as store:
         with pytest.raises(DiskFullError, match="no space left"):
             store.run("ir", {}, careless)
-        assert not store.has("ir", {})
+        assert not _is_there(store, "ir", {})
 
 
 def test_publish_of_a_copy_on_a_full_disk_keeps_the_old_file(small_disk: Path, tmp_path: Path) -> None:
