@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import edgevit
 from edgevit.bars import Bars
 from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, MeasurementError
+from edgevit.version import __version__
 
 if TYPE_CHECKING:
     from edgevit.pipeline.timing import Timed
@@ -103,7 +103,7 @@ def _bars(*, json: bool) -> Bars:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(edgevit.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -320,20 +320,24 @@ def report(
 @_command
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build directory.")],
-    max_latency_ms: Annotated[float | None, typer.Option(min=0.0, help="Median latency of slim.")] = None,
-    min_speedup: Annotated[float | None, typer.Option(min=0.0, help="Measured, slim against dense.")] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(min=0.0, help="Points of top-1 that slim may lose.")
-    ] = None,
-    min_agreement: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of equal answers.")
-    ] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Median latency of slim.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Measured, slim against dense.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that slim may lose.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(help="Share of equal answers, 0 to 1.")] = None,
 ) -> None:
     """Fail with an exit code of its own when a finished build misses a limit."""
-    from edgevit.gates import Gates, require_gates
+    from edgevit.gates import require_gates
+    from edgevit.recipe import Gates
     from edgevit.report.model import load_report
+    from edgevit.schema import check_table
 
-    gates = Gates(max_drop, min_agreement, max_latency_ms, min_speedup)
+    limits = {
+        "max_latency_ms": max_latency_ms,
+        "min_speedup": min_speedup,
+        "max_drop": max_drop,
+        "min_agreement": min_agreement,
+    }
+    gates = check_table({name: limit for name, limit in limits.items() if limit is not None}, Gates, "check")
     if gates == Gates():
         raise typer.BadParameter("give at least one limit, for example --max-drop 1.0")
     found = load_report(folder)

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
 
-from edgevit.errors import AccuracyGateError, LatencyGateError, MeasurementError
+from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, MeasurementError
+from edgevit.recipe import Gates, Prefer
 from edgevit.report.model import Result
-
-Prefer = Literal["fastest", "all"]
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Limits on the slim artefact; None: no limit."""
-
-    max_drop: float | None = None
-    """Points of top-1 that slim may lose against dense."""
-    min_agreement: float | None = None
-    """Share of images on which slim gives dense's top-1, 0..1."""
-    max_latency_ms: float | None = None
-    min_speedup: float | None = None
 
 
 def choose(results: Sequence[Result], gates: Gates, prefer: Prefer) -> tuple[Result, ...]:
@@ -95,44 +80,61 @@ def require_gates(results: Sequence[Result], gates: Gates, *, need_trust: bool =
         gates: limits; they may be others than those that the choice was made with.
         need_trust: whether untrusted timings are an error.
 
+    The message has all that was missed; the class is that of the first kind below.
+
     Raises:
         AccuracyGateError: a target has only candidates that miss an accuracy gate.
         MeasurementError: else, a target has only candidates whose timing cannot be trusted.
-        LatencyGateError: else, a chosen candidate misses a latency gate.
+        LatencyGateError: else, a target has no candidate that is fast enough.
     """
-    by_target = {
-        target: [r for r in results if r.target == target] for target in {r.target: None for r in results}
-    }
-    accuracy = [line for group in by_target.values() for line in _accuracy_problems(group, gates)]
-    if accuracy:
-        raise AccuracyGateError(
-            _text("accuracy gate missed", accuracy, "Cut less, or calibrate on more images.")
-        )
-    untrusted = [
-        f"{_label(r)}: {r.why}"
-        for group in by_target.values()
-        if all(r.verdict == "untrusted" for r in group if not accuracy_misses(r, gates))
-        for r in group
-        if r.verdict == "untrusted"
+    groups = [
+        [r for r in results if r.target == target] for target in dict.fromkeys(r.target for r in results)
     ]
-    if untrusted and need_trust:
-        raise MeasurementError(
-            _text("timing cannot be trusted", untrusted, "Quieten the machine and run again.")
-        )
-    latency = [f"{_label(r)}: {line}" for r in results if r.chosen for line in latency_misses(r, gates)]
-    if latency:
-        raise LatencyGateError(
-            _text("latency gate missed", latency, "Cut more, or choose another precision.")
-        )
+    accuracy = [line for group in groups for line in _accuracy_problems(group, gates)]
+    untrusted = [line for group in groups for line in _untrusted(group, gates)] if need_trust else []
+    latency = [line for group in groups for line in _latency_problems(group, gates)]
+    faster = "Cutting more costs accuracy: loosen a limit" if accuracy else "Cut more"
+    kinds: list[tuple[type[EdgevitError], str, list[str], str]] = [
+        (AccuracyGateError, "accuracy gate missed", accuracy, "Cut less, or calibrate on more images."),
+        (MeasurementError, "timing cannot be trusted", untrusted, "Quieten the machine and run again."),
+        (LatencyGateError, "latency gate missed", latency, f"{faster}, or choose another precision."),
+    ]
+    missed = [kind for kind in kinds if kind[2]]
+    if missed:
+        raise missed[0][0]("\n".join(_text(title, lines, advice) for _, title, lines, advice in missed))
 
 
 def _accuracy_problems(group: Sequence[Result], gates: Gates) -> list[str]:
     """List the misses of a target: those of what was chosen, or of all where nothing holds the limits."""
-    judged = [result for result in group if result.chosen] or list(group)
-    missed = {_label(result): accuracy_misses(result, gates) for result in judged}
-    if any(result.chosen for result in group) or all(missed.values()):
-        return [f"{label}: {line}" for label, lines in missed.items() for line in lines]
-    return []
+    chosen = [result for result in group if result.chosen]
+    return _problems(chosen, group, lambda result: accuracy_misses(result, gates))
+
+
+def _untrusted(group: Sequence[Result], gates: Gates) -> list[str]:
+    """Say why no timing of a target can be trusted, where that is so."""
+    judged = [r for r in group if r.chosen] or [r for r in group if not accuracy_misses(r, gates)]
+    if any(r.verdict == "trusted" for r in judged):
+        return []
+    return [f"{_label(r)}: {r.why}" for r in group if r.verdict == "untrusted"]
+
+
+def _latency_problems(group: Sequence[Result], gates: Gates) -> list[str]:
+    """List the misses of a target, like those of accuracy; a timing that cannot be trusted misses nothing."""
+    chosen = [result for result in group if result.chosen]
+    trusted = [result for result in group if result.verdict == "trusted"]
+    accurate = [result for result in trusted if not accuracy_misses(result, gates)]
+    return _problems(chosen, accurate or trusted, lambda result: latency_misses(result, gates))
+
+
+def _problems(
+    chosen: Sequence[Result], others: Sequence[Result], missed: Callable[[Result], list[str]]
+) -> list[str]:
+    """List what the chosen miss; where none is chosen, what the others miss if none of them holds all."""
+    judged = chosen or others
+    found = [(result, missed(result)) for result in judged]
+    if not chosen and not all(lines for _, lines in found):
+        return []
+    return [f"{_label(result)}: {line}" for result, lines in found for line in lines]
 
 
 def _label(result: Result) -> str:

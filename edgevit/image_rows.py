@@ -8,7 +8,6 @@ that was replaced within one time stamp for the old one. The hub is read through
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import tempfile
@@ -42,7 +41,6 @@ class Rows:
     count: int
     labels: NDArray[np.int64] | None
     """Class of every image, int64 [count]."""
-    label_names: tuple[str, ...] | None
     read: Callable[[NDArray[np.int64]], Iterator[Record]]
     """Yield the images of the given rows, whose numbers ascend; raises ImagesError."""
 
@@ -62,7 +60,7 @@ def folder_rows(path: Path, label: str | None, label_required: bool) -> Rows:
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise ImagesError(f"{path}: the folder holds no images. Expected files of the kinds {kinds}.")
-    labels, names = _folder_labels([file.relative_to(path) for file in files]) if label else (None, None)
+    labels = _folder_labels([file.relative_to(path) for file in files]) if label else None
     if label and label_required and labels is None:
         raise ImagesError(
             f"{path}: labels are asked for, but the images do not lie in two or more sub-folders, one for"
@@ -73,7 +71,7 @@ def folder_rows(path: Path, label: str | None, label_required: bool) -> Rows:
         for index in indices:
             yield _file_bytes(files[index]), str(files[index])
 
-    return Rows(len(files), labels, names, read)
+    return Rows(len(files), labels, read)
 
 
 def _image_files(path: Path) -> Iterator[Path]:
@@ -90,16 +88,15 @@ def _image_files(path: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _folder_labels(files: Sequence[Path]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _folder_labels(files: Sequence[Path]) -> NDArray[np.int64] | None:
     import numpy as np
 
     folders = sorted({file.parts[0] for file in files})
     if any(len(file.parts) != 2 for file in files) or len(folders) < 2:
-        return None, None
+        return None
     numbered = all(name.isdecimal() for name in folders)
     number = {name: int(name) if numbered else index for index, name in enumerate(folders)}
-    labels = np.array([number[file.parts[0]] for file in files], np.int64)
-    return labels, None if numbered else tuple(folders)
+    return np.array([number[file.parts[0]] for file in files], np.int64)
 
 
 def parquet_rows(path: Path, image: str, label: str | None, label_required: bool) -> Rows:
@@ -125,12 +122,11 @@ def parquet_rows(path: Path, image: str, label: str | None, label_required: bool
         raise ImagesError(f"{path}: expected images, found no rows.")
     known = [part for part in parts if part is not None]
     labels = np.concatenate(known) if len(known) == len(parts) else None
-    names = _class_names(pq.read_schema(files[0]), label) if labels is not None and label else None
 
     def read(indices: NDArray[np.int64]) -> Iterator[Record]:
         return _parquet_records(files, image, indices)
 
-    return Rows(count, labels, names, read)
+    return Rows(count, labels, read)
 
 
 @contextmanager
@@ -192,14 +188,6 @@ def _label_column(
         )
     labels: NDArray[np.int64] = column.to_numpy().astype("int64")
     return labels
-
-
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Return the names of a ClassLabel column, which `datasets` keeps as JSON in the file's metadata."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = metadata.get("info", {}).get("features", {}).get(label, {})
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return tuple(names) if names else None
 
 
 def _parquet_records(files: Sequence[Path], image: str, indices: NDArray[np.int64]) -> Iterator[Record]:
@@ -265,13 +253,12 @@ def hub_rows(name: str, split: str, image: str, label: str | None, label_require
         raise _no_column(name, "image", image, columns)
     if label_required and label and label not in columns:
         raise _no_column(name, "label", label, columns)
-    labels = names = None
+    labels = None
     if label and label in columns:
         values = list(data[label])
         if not all(isinstance(value, int) for value in values):
             raise ImagesError(f'{name}: column {label}: expected whole numbers. label = "" is for none.')
         labels = np.array(values, np.int64)
-        names = getattr(data.features[label], "names", None)
 
     pictures = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
@@ -279,7 +266,7 @@ def hub_rows(name: str, split: str, image: str, label: str | None, label_require
         for index in indices:
             yield _cell_record(pictures[int(index)][image], f"{name} {split} row {index}", Path())
 
-    return Rows(len(data), labels, None if names is None else tuple(names), read)
+    return Rows(len(data), labels, read)
 
 
 def _load_hub(name: str, split: str) -> Any:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgevit.errors import PlanError
 
 Kind = Literal["heads", "qk_dim", "vo_dim", "hidden", "tokens"]
-KINDS: tuple[Kind, ...] = ("heads", "qk_dim", "vo_dim", "hidden", "tokens")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Recover = Literal["none", "closed-form"]
+"""How what a plan cuts is made up for."""
 
 Indices = tuple[int, ...]
 
@@ -123,12 +127,16 @@ def _column(
     if kind == "tokens" and isinstance(given, int):
         values = [min(given, count) for count in dense]
         if given > max(dense):
-            problems.append(f"plan.tokens: expected 1..{max(dense)}, got {given}.")
+            problems.append(
+                f"plan.tokens: expected 1..{max(dense)}, got {given}. Give {max(dense)} to keep all."
+            )
     if kind in anatomy.refused and values != dense:
         problems.append(f"plan.{kind}: {anatomy.refused[kind]}")
         return dense
     found = [
-        None if 1 <= value <= most else f"has {most}; keep 1..{most} of them, got {value}."
+        None
+        if 1 <= value <= most
+        else f"has {most}; expected 1..{most}, got {value}. Give {most} to keep all."
         for value, most in zip(values, dense, strict=True)
     ]
     problems += _name_blocks(kind, found)
@@ -235,3 +243,8 @@ def _index_sets(values: list[list[int]] | None) -> tuple[Indices, ...] | None:
 def plan_text(plan: Plan) -> str:
     """Return the canonical text of a plan, as plan.json holds it."""
     return json.dumps(plan_to_json(plan), indent=1) + "\n"
+
+
+def plan_sha256(plan: Plan) -> str:
+    """Return the hash that names a plan."""
+    return hashlib.sha256(plan_text(plan).encode()).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevit.errors import RecipeError
-from edgevit.schema import did_you_mean
+from edgevit.schema import ask_whether, nearest, nearest_files
 
 Kind = Literal["targets", "calibration", "recipes"]
 
@@ -45,8 +45,8 @@ def find_shipped(kind: Kind, name_or_path: str, relative_to: Path) -> Path:
     names = shipped_names(kind)
     if name_or_path in names:
         return shipped_dir(kind) / f"{name_or_path}.toml"
-    own = [path.name for path in relative_to.glob("*.toml")]
+    near = [*nearest(name_or_path, names), *nearest_files(name_or_path, relative_to)]
     raise RecipeError(
-        f'no {_NOUNS[kind]} is named "{name_or_path}".{did_you_mean(name_or_path, [*names, *own])}'
+        f'no {_NOUNS[kind]} is named "{name_or_path}".{ask_whether(near[:3])}'
         f" There are: {', '.join(names) or 'none'}. A file of your own is given by its path, ending in .toml."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -60,6 +60,8 @@ class Timing(Strict):
 
 class Target(Strict):
     """One device as edgevit sees it; every key but `runtime` has a default."""
+
+    how_to_make: ClassVar[str] = "`edgevit targets` lists those that ship; docs/targets.md adds a device."
 
     name: FolderName = ""
     """Name of the target and of its folder in the build directory; default: the file's stem."""

@@ -61,7 +61,7 @@ def test_every_problem_of_the_recipe_is_in_one_message(recipe: Path) -> None:
 
 
 def test_recipe_that_is_not_there_names_the_nearest(recipe: Path) -> None:
-    check(build(recipe.with_name("toi.toml")), 2, "toi.toml: no such file", 'Did you mean "toy.toml"')
+    check(build(recipe.with_name("toys.toml")), 2, "toys.toml: no such file", 'Did you mean "toy.toml"')
 
 
 def test_unknown_model_names_the_nearest(recipe: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 from sample_report import result
 
 from edgevit.errors import AccuracyGateError, LatencyGateError, MeasurementError
-from edgevit.gates import Gates, choose, require_gates
+from edgevit.gates import choose, require_gates
+from edgevit.recipe import Gates
 from edgevit.report.model import Drop, Result
 
 
@@ -98,6 +99,39 @@ def test_require_gates_accuracy_comes_before_latency() -> None:
     gates = Gates(max_drop=0.1, min_speedup=9.0)
     with pytest.raises(AccuracyGateError, match="top-1 drops"):
         require_gates(choose([candidate("fp32", 6.0)], gates, "fastest"), gates)
+
+
+def test_require_gates_names_every_limit_that_is_missed() -> None:
+    gates = Gates(max_drop=0.1, min_agreement=0.95, max_latency_ms=5.0, min_speedup=9.0)
+    with pytest.raises(AccuracyGateError, match="top-1 drops") as caught:
+        require_gates(choose([candidate("fp32", 6.0)], Gates(), "fastest"), gates)
+    assert str(caught.value) == (
+        "accuracy gate missed:\n"
+        "  openvino-cpu fp32: top-1 drops by 0.60 points, max_drop is 0.1\n"
+        "  openvino-cpu fp32: agreement is 0.9430, min_agreement is 0.95\n"
+        "Cut less, or calibrate on more images.\n"
+        "latency gate missed:\n"
+        "  openvino-cpu fp32: median latency is 6.000 ms, max_latency_ms is 5\n"
+        "  openvino-cpu fp32: speed-up is 1.667, min_speedup is 9\n"
+        "Cutting more costs accuracy: loosen a limit, or choose another precision."
+    )
+
+
+def test_require_gates_latency_of_a_build_that_chose_nothing_is_judged_too() -> None:
+    strict, slow = Gates(max_drop=0.1), Gates(max_latency_ms=5.0)
+    refused = choose([candidate("fp32", 6.0)], strict, "fastest")
+    assert chosen(refused) == []
+    with pytest.raises(LatencyGateError, match=r"median latency is 6\.\d+ ms"):
+        require_gates(refused, slow)
+    require_gates(refused, Gates(max_latency_ms=7.0))
+
+
+def test_require_gates_untrusted_beside_a_chosen_one_is_not_named() -> None:
+    noisy = candidate("bf16", 5.0, verdict="untrusted", why="drift")
+    results = choose([candidate("fp32", 6.0), noisy], Gates(), "fastest")
+    with pytest.raises(AccuracyGateError, match="fp32: top-1 drops") as caught:
+        require_gates(results, Gates(max_drop=0.1))
+    assert "drift" not in str(caught.value)
 
 
 def test_require_gates_only_untrusted_timings_is_a_measurement_error() -> None:

@@ -65,7 +65,6 @@ def test_open_images_parquet_gives_rows_in_order(tmp_path: Path) -> None:
     assert values(images) == list(range(10))
     assert images.labels is not None
     np.testing.assert_array_equal(images.labels, [0, 1] * 5)
-    assert images.label_names == ("cat", "dog")
 
 
 def test_open_images_folder_of_parquet_files_is_one_set(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_open_images_folder_of_parquet_files_is_one_set(tmp_path: Path) -> None:
 def test_open_images_plain_bytes_column_is_read(tmp_path: Path, plain: pa.DataType) -> None:
     pq.write_table(pa.table({"jpg": pa.array([png(5)], plain)}), tmp_path / "images.parquet")
     images = open_images(parquet_set(tmp_path, 'image = "jpg"'), SMALL, None, 0)
-    assert (values(images), images.labels, images.label_names) == ([5], None, None)
+    assert (values(images), images.labels) == ([5], None)
 
 
 def test_open_images_parquet_with_paths_reads_the_files_beside_it(tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_open_images_folder_takes_sub_folders_as_classes(tmp_path: Path) -> None
     images = open_images(folder_set(tmp_path), SMALL, None, 0)
     assert values(images) == [1, 2, 3]
     assert images.labels is not None
-    assert (images.labels.tolist(), images.label_names) == ([0, 0, 1], ("cat", "dog"))
+    assert images.labels.tolist() == [0, 0, 1]
 
 
 def test_open_images_folder_of_numbered_classes_takes_the_numbers(tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_open_images_folder_of_numbered_classes_takes_the_numbers(tmp_path: Path
         (tmp_path / "pictures" / name / "a.png").write_bytes(png(int(name)))
     images = open_images(folder_set(tmp_path), SMALL, None, 0)
     assert images.labels is not None
-    assert (images.labels.tolist(), values(images), images.label_names) == ([10, 2], [10, 2], None)
+    assert (images.labels.tolist(), values(images)) == ([10, 2], [10, 2])
 
 
 def test_open_images_flat_folder_has_no_labels(tmp_path: Path) -> None:
@@ -425,8 +424,6 @@ def test_open_images_real_parquet_files(
     assert [batch.shape for batch in batches] == [(16, 3, 96, 96), (16, 3, 96, 96), (8, 3, 96, 96)]
     assert all(0.05 < float(batch.std()) < 2 for batch in batches)
     assert images.labels is not None
-    assert images.label_names is not None
-    assert len(images.label_names) == classes
     check_labels(images.labels, classes)
     with pytest.raises(ImagesError, match=f"the set has {rows}"):
         open_images(source, SMALL, rows + 1, 0)
@@ -447,4 +444,4 @@ def test_open_images_real_images_equal_a_plain_decode(tmp_path: Path, shared_dat
 def test_open_images_set_without_labels_has_none(tmp_path: Path, shared_data: Path) -> None:
     source = make_set(tmp_path, f'kind = "parquet"\npath = "{shared_data / "camvid_240x180_val"}.parquet"')
     images = open_images(source, SMALL, 8, 0)
-    assert (len(images), images.labels, images.label_names) == (8, None, None)
+    assert (len(images), images.labels) == (8, None)

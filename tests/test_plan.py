@@ -56,22 +56,31 @@ def test_plan_of_one_token_count_asks_no_block_for_more_than_it_has() -> None:
 
 
 BAD_COUNTS: dict[str, tuple[Counts, str]] = {
-    "zero everywhere": (Counts(heads=0), "plan.heads: every block has 3; keep 1..3 of them, got 0."),
-    "too many everywhere": (Counts(qk_dim=9), "plan.qk_dim: every block has 8; keep 1..8 of them, got 9."),
+    "zero everywhere": (
+        Counts(heads=0),
+        "plan.heads: every block has 3; expected 1..3, got 0. Give 3 to keep all.",
+    ),
+    "too many everywhere": (
+        Counts(qk_dim=9),
+        "plan.qk_dim: every block has 8; expected 1..8, got 9. Give 8 to keep all.",
+    ),
     "one of a list": (
         Counts(vo_dim=[8, -1, 8]),
-        "plan.vo_dim: blocks.1 has 8; keep 1..8 of them, got -1.",
+        "plan.vo_dim: blocks.1 has 8; expected 1..8, got -1. Give 8 to keep all.",
     ),
     "different ones of a list": (
         Counts(hidden=[41, 0, 40]),
-        "plan.hidden: blocks.0 has 40; keep 1..40 of them, got 41.\n"
-        "plan.hidden: blocks.1 has 40; keep 1..40 of them, got 0.",
+        "plan.hidden: blocks.0 has 40; expected 1..40, got 41. Give 40 to keep all.\n"
+        "plan.hidden: blocks.1 has 40; expected 1..40, got 0. Give 40 to keep all.",
     ),
     "wrong length": (
         Counts(heads=[2, 2]),
         "plan.heads: expected one number or 3 (one per block), got 2 numbers.",
     ),
-    "more tokens than there are": (Counts(tokens=18), "plan.tokens: expected 1..17, got 18."),
+    "more tokens than there are": (
+        Counts(tokens=18),
+        "plan.tokens: expected 1..17, got 18. Give 17 to keep all.",
+    ),
     "too few tokens at once": (
         Counts(tokens=8),
         "plan.tokens: blocks.0 gets 17 tokens; one block merges at most half of its patch tokens, so 9..17 "

@@ -10,10 +10,21 @@ import pytest
 from pydantic import Field, ValidationError
 
 from edgevit.errors import RecipeError
-from edgevit.schema import FolderName, Problem, Strict, did_you_mean, load_toml, nearest
+from edgevit.schema import (
+    FolderName,
+    Problem,
+    Strict,
+    check_table,
+    did_you_mean,
+    load_toml,
+    nearest,
+    nearest_files,
+)
 
 
 class Inner(Strict):
+    how_to_make: ClassVar[str] = "Take inner.txt."
+
     low: int = Field(default=1, ge=1)
     """Lower end, >= 1."""
     high: int = 9
@@ -113,6 +124,36 @@ def test_load_toml_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").touch()
     with pytest.raises(RecipeError, match=r'recip\.toml: no such file\. Did you mean "recipe\.toml"\?'):
         load_toml(tmp_path / "recip.toml", Outer)
+
+
+def test_load_toml_missing_file_of_another_name_lists_five_that_are_there(tmp_path: Path) -> None:
+    for name in ("calibration", "evaluation", "mine", "pyproject", "yours", "zebra"):
+        (tmp_path / f"{name}.toml").touch()
+    listed = (
+        r"TOML files there: calibration\.toml, evaluation\.toml, mine\.toml, pyproject\.toml, yours\.toml, "
+    )
+    with pytest.raises(RecipeError, match=rf"recipe\.toml: no such file\. {listed}\.\.\.\.$"):
+        load_toml(tmp_path / "recipe.toml", Outer)
+
+
+def test_load_toml_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"line\.toml: no such file\. Take inner\.txt\.$"):
+        load_toml(tmp_path / "line.toml", Inner)
+
+
+@pytest.mark.parametrize("name", ["calibration", "mine", "toys"])
+def test_nearest_files_does_not_take_the_suffix_for_a_likeness(tmp_path: Path, name: str) -> None:
+    for other in ("evaluation", "line", "recipe"):
+        (tmp_path / f"{other}.toml").touch()
+    assert nearest_files(f"{name}.toml", tmp_path) == []
+    (tmp_path / f"{name[:-1]}.toml").touch()
+    assert nearest_files(f"{name}.toml", tmp_path) == [f"{name[:-1]}.toml"]
+
+
+def test_check_table_names_the_place_that_it_is_given() -> None:
+    with pytest.raises(RecipeError, match=r"^check: low: expected a number >= 1, got 0$"):
+        check_table({"low": 0}, Inner, "check")
+    assert check_table({"low": 2}, Inner, "check") == Inner(low=2)
 
 
 def test_load_toml_missing_folder_is_a_recipe_error(tmp_path: Path) -> None:
