@@ -189,6 +189,18 @@ def test_batches_are_equal_in_every_pass(
             values(images)
 
 
+@pytest.mark.parametrize("keep_bytes", [0, 2**30])
+def test_pixels_are_what_the_batches_normalise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_bytes: int
+) -> None:
+    monkeypatch.setattr(images_module, "KEEP_BYTES", keep_bytes)
+    write_parquet(tmp_path / "a.parquet", [png(value) for value in range(0, 200, 5)])
+    images = open_images(parquet_set(tmp_path), SMALL, None, 0)
+    pixels = images.pixels()
+    assert (pixels.shape, pixels.dtype) == ((40, *SMALL.crop, 3), np.uint8)
+    np.testing.assert_array_equal(SMALL.normalise(pixels), np.concatenate(list(images.batches(7))))
+
+
 def test_open_images_reports_progress_up_to_all_images(tmp_path: Path) -> None:
     write_parquet(tmp_path / "images.parquet", [png(i) for i in range(3)])
     calls: list[tuple[str, int, int]] = []

@@ -338,3 +338,25 @@ def test_withdraw_removes_only_what_edgevit_wrote(tmp_path: Path) -> None:
         store.withdraw("mine.txt")
     assert not (tmp_path / "b" / "manifest.json").exists()
     assert (tmp_path / "b" / "mine.txt").exists()
+
+
+def test_work_path_outlives_an_interrupted_stage_and_goes_with_a_finished_one(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with Store.open(tmp_path, "toy") as store:
+        (store.work_path("train", {"lr": 1}) / "checkpoint").write_text("half")
+        with pytest.raises(KeyboardInterrupt):
+            store.run("train", {"lr": 1}, interrupted)
+    with Store.open(tmp_path, "toy") as store:
+        assert (store.work_path("train", {"lr": 1}) / "checkpoint").read_text() == "half"
+        assert not list(store.work_path("train", {"lr": 2}).iterdir())
+        store.run("train", {"lr": 1}, lambda folder: None)
+        assert not list(store.work_path("train", {"lr": 1}).iterdir())
+
+
+def test_finish_removes_work_that_no_stage_came_back_to(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "toy") as store:
+        work = store.work_path("train", {"lr": 1})
+        store.finish()
+    assert not work.exists()
