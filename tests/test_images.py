@@ -194,7 +194,7 @@ def test_pixels_are_what_the_batches_normalise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_bytes: int
 ) -> None:
     monkeypatch.setattr(images_module, "KEEP_BYTES", keep_bytes)
-    write_parquet(tmp_path / "a.parquet", [png(value) for value in range(0, 200, 5)])
+    write_parquet(tmp_path / "images.parquet", [png(value) for value in range(0, 200, 5)])
     images = open_images(parquet_set(tmp_path), SMALL, None, 0)
     pixels = images.pixels()
     assert (pixels.shape, pixels.dtype) == ((40, *SMALL.crop, 3), np.uint8)
