@@ -130,28 +130,27 @@ def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tens
 
     Reference: Hassibi and Stork 1993, Optimal Brain Surgeon, for the linear least-squares layer.
     """
-    alive = torch.arange(covariance.shape[0])
-    inverse = torch.linalg.inv(covariance + _ridge(covariance))
-    weight = out_weight.clone()
-    while len(alive) > keep:
-        alive, weight, inverse = _eliminate_block(alive, weight, inverse, min(_BLOCK, len(alive) - keep))
-    return alive
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + _ridge(covariance)))
+    weight, removed = out_weight.clone(), torch.zeros(len(covariance), dtype=torch.bool)
+    for start in range(0, len(covariance) - keep, _BLOCK):
+        _eliminate_block(removed, weight, inverse, min(_BLOCK, len(covariance) - keep - start))
+    return (~removed).nonzero().flatten()
 
 
 _BLOCK = 64  # rank-one updates collected before they are applied
 
 
-def _eliminate_block(
-    alive: Tensor, weight: Tensor, inverse: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Remove `count` neurons; rows of `steps` hold the scaled rows of H⁻¹ that the updates need."""
+@_one_thread()
+def _eliminate_block(removed: Tensor, weight: Tensor, inverse: Tensor, count: int) -> None:
+    """Remove `count` more neurons; all three tensors are changed in place.
+
+    Rows and columns of removed neurons stay, as zeros: taking them out would copy both matrices.
+    """
     diagonal, norms = inverse.diagonal().clone(), weight.square().sum(dim=0)
-    removed = torch.zeros(len(alive), dtype=torch.bool)
-    steps = inverse.new_zeros(count, len(alive))  # H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
-    columns = weight.new_zeros(count, weight.shape[0])  # W[:, p] / sqrt(H⁻¹[p, p]) at that time
+    steps = inverse.new_zeros(count, len(inverse))  # H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
+    columns = weight.new_zeros(count, len(weight))  # W[:, p] / sqrt(H⁻¹[p, p]) at that time
     for step in range(count):
-        losses = torch.where(removed, torch.inf, norms / diagonal)
-        p = int(losses.argmin())
+        p = int(torch.where(removed, torch.inf, norms / diagonal).argmin())
         row = inverse[p] - steps[:step, p] @ steps[:step]
         column = weight[:, p] - steps[:step, p] @ columns[:step]
         root = row[p].sqrt()
@@ -160,10 +159,8 @@ def _eliminate_block(
         norms = norms - 2 * steps[step] * overlap + steps[step].square() * columns[step].square().sum()
         diagonal = diagonal - steps[step].square()
         removed[p] = True
-    rest = ~removed
-    weight = (weight - columns.T @ steps)[:, rest]
-    inverse = inverse[rest][:, rest] - steps[:, rest].T @ steps[:, rest]
-    return alive[rest], weight, inverse
+    weight.addmm_(columns.T, steps, alpha=-1)
+    inverse.addmm_(steps.T, steps, alpha=-1)
 
 
 def refit(covariance: Tensor, cross: Tensor, start: Tensor, pull: float) -> Tensor:
