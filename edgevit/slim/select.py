@@ -89,7 +89,8 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
 def _with_bias(full: SlimAttention, heads: Tensor) -> Tensor:
     """Return the query rows of the kept heads with their bias as one more column, [H', K, C + 1]."""
     rows = torch.cat([full.q.weight, full.q.bias.unsqueeze(-1)], dim=1)
-    return rows.unflatten(0, (full.heads, -1))[heads]
+    by_head: Tensor = rows.unflatten(0, (full.heads, -1))
+    return by_head[heads]
 
 
 def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, mean: Tensor | None) -> None:
