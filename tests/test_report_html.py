@@ -88,7 +88,7 @@ def test_html_holds_the_chart_library_once_and_stays_small(two: str) -> None:
 def test_html_of_one_build_shows_every_fact(one: str) -> None:
     text = _Page(one).text
     for words in (
-        "1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88% of the promise kept.",
+        "1.42x as fast as dense (1.39-1.45), MACs promised 1.61x: 88% of the promise kept.",
         "openvino-cpu int8 refused: slower than fp32 on this target",
         "Warning: 2 of 650 evaluation images were corrupt and skipped",
         "my-val, 648 images; skipped as corrupt: 0007.jpg, 0113.jpg",
@@ -96,9 +96,10 @@ def test_html_of_one_build_shows_every_fact(one: str) -> None:
         "Intel(R) Xeon(R) Platinum 8481C",
         "affinity 0, 1",
         "governor unknown",
-        "top1 equal yes",
-        "torch onnx max abs 3.1e-06",
-        "timing warmup s 1; seconds 10",
+        "load, 1 min 0.4 before, 0.6 after",
+        "same top-1 slim: torch to onnx 3.1e-06 0.0001 100.0% slim dense mean kl 0.304",
+        "timing warmup, s 1; seconds 10",
+        "blocks.0 to blocks.1 3",
         "measure openvino-cpu 71.30 1.5 GB",
         "trusted: 300 samples each in 30 bursts",
         "repaired in closed form",
@@ -135,6 +136,18 @@ def test_html_of_several_builds_puts_them_side_by_side(two: str) -> None:
         "build-1", "build-2",
     ]  # fmt: skip
     assert "vo32-hidden512: openvino-cpu fp32" in json.dumps(page.specs)
+    compared = re.search(r"promise kept (.*?) What each build chose", page.text)
+    assert compared is not None
+    assert compared[1] == (
+        "vo32-hidden512 openvino-cpu fp32 chosen trusted 0.780 G 3.902 M 15.8 MB 78.6% 0.6 -0.2 to 1.4 94.3%"
+        " 4.40 4.37-4.43 1.69x 1.65-1.72 105% of 1.61x"
+        " vo48 openvino-cpu fp32 chosen trusted 0.780 G 3.902 M 15.8 MB 78.6% 0.6 -0.2 to 1.4 94.3%"
+        " 5.23 5.20-5.26 1.42x 1.39-1.45 88% of 1.61x"
+    )
+    assert [value for tag, name, value in page.attributes if tag == "a" and name == "href"][2:] == [
+        "#build-2", "#build-1",
+    ]  # fmt: skip
+    assert page.text.count("openvino-cpu int8 refused untrusted dense") == 2  # each build shows all it tried
 
 
 def test_html_shows_hostile_names_as_text() -> None:
@@ -145,6 +158,17 @@ def test_html_shows_hostile_names_as_text() -> None:
     assert name in page.text
     assert "<b onload=x>" in page.text
     assert any(name in json.dumps(spec) for spec in page.specs)
+
+
+def test_html_compares_accuracy_only_on_the_same_images() -> None:
+    first, second = report("a"), report("b")
+    assert second.evaluation is not None
+    other = second.evaluation.model_copy(update={"set": "digits", "sha256": "f" * 64})
+    assert list(charts.tradeoff_charts([first, second])) == ["Accuracy against latency on openvino-cpu"]
+    assert list(charts.tradeoff_charts([first, second.model_copy(update={"evaluation": other})])) == [
+        "Accuracy against latency on openvino-cpu, images of my-val",
+        "Accuracy against latency on openvino-cpu, images of digits",
+    ]
 
 
 def test_html_without_labels_shows_agreement_in_the_tradeoff() -> None:

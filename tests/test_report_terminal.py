@@ -35,7 +35,7 @@ bf16                     7.55-7.65  5.51-5.58  1.34-1.40
 openvino-cpu  untrusted       6.10       6.34      0.96x     1.61x   60%
 int8          refused    6.06-6.14  6.30-6.38  0.94-0.98
 
-openvino-cpu fp32: 1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88%
+openvino-cpu fp32: 1.42x as fast as dense (1.39-1.45), MACs promised 1.61x: 88%
 of the promise kept. It answers like the dense model on 94.3% of 648 images;
 top-1 is 78.6%, 0.6 points lost (-0.2 to 1.4).
 openvino-cpu int8 refused: slower than fp32 on this target: 6.34 ms against 5.23
@@ -59,8 +59,8 @@ openvino-cpu bf16  dense  1.254 G  5.717 M  11.6 MB  79.0%      -  7.60 (7.55-7.
 openvino-cpu int8  dense  1.254 G  5.717 M   5.9 MB  77.7%      -  6.10 (6.06-6.14)
                    slim   0.780 G  3.902 M   4.1 MB  77.1%  94.3%  6.34 (6.30-6.38)  0.96x (0.94-0.98)     1.61x   60%  untrusted, refused
 
-openvino-cpu fp32: 1.42x faster measured (1.39-1.45), MACs promised 1.61x: 88% of the promise kept. It answers like the dense model on 94.3%
-of 648 images; top-1 is 78.6%, 0.6 points lost (-0.2 to 1.4).
+openvino-cpu fp32: 1.42x as fast as dense (1.39-1.45), MACs promised 1.61x: 88% of the promise kept. It answers like the dense model on
+94.3% of 648 images; top-1 is 78.6%, 0.6 points lost (-0.2 to 1.4).
 openvino-cpu int8 refused: slower than fp32 on this target: 6.34 ms against 5.23 ms.
 openvino-cpu int8 untrusted: the candidate's second half took +11.2% against its first, allowed 5.0%.
 orin-nano fp16 not built: no TensorRT here: pip install edgevit[tensorrt].
@@ -143,10 +143,10 @@ def test_render_without_labels_shows_no_top1_but_agreement() -> None:
         (
             1.42,
             (1.39, 1.45),
-            "1.42x faster measured (1.39-1.45), MACs promised 1.60x: 89% of the promise kept.",
+            "1.42x as fast as dense (1.39-1.45), MACs promised 1.60x: 89% of the promise kept.",
         ),
         (1.01, (0.98, 1.04), "no faster as far as can be told, 1.01x (0.98-1.04), MACs promised 1.60x: 63%"),
-        (0.8, (0.7, 0.9), "slower than dense, 0.80x measured (0.70-0.90), MACs promised 1.60x: 50%"),
+        (0.8, (0.7, 0.9), "slower than dense, 0.80x as fast (0.70-0.90), MACs promised 1.60x: 50%"),
     ],
 )
 def test_speed_sentence_says_what_the_interval_allows(

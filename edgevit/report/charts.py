@@ -30,27 +30,26 @@ def speedup_chart(reports: Sequence[Report]) -> Spec:
     """Draw each candidate's measured speed-up with its interval, and the one that its MACs promised."""
     rows = [_speedup_row(report, result, len(reports) > 1) for report in reports for result in report.results]
     base = alt.Chart(alt.InlineData(values=rows)).encode(y=alt.Y("label:N", sort=None, title=None))
-    kind = alt.Scale(domain=["measured", "promised by MACs"], range=["var(--slim)", "var(--promise)"])
-    legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=0)
     ends = [row[key] for row in rows for key in ("low", "high", "estimated")]
     # Every layer names the scale: one without it would pull the shared axis down to zero.
     scale = alt.Scale(domain=[0.97 * min(1.0, *ends), 1.03 * max(1.0, *ends)], nice=False, zero=False)
-    measured_x = alt.X("measured:Q", title="times as fast as dense", scale=scale)
-    color = alt.Color("kind:N", scale=kind, legend=legend)
+    axis = alt.Axis(format=".2~f", tickCount=8, labelOverlap=True)
+    measured_x = alt.X("measured:Q", title="times as fast as dense", scale=scale, axis=axis)
     interval = base.mark_rule(strokeWidth=3, opacity=0.45, color="var(--slim)").encode(x2="high:Q")
-    measured = base.mark_point(size=90, opacity=1).encode(
+    measured = base.mark_point(size=90, opacity=1, color="var(--slim)").encode(
         x=measured_x,
-        color=color,
         fill=alt.condition("datum.verdict == 'trusted'", alt.value("var(--slim)"), alt.value("var(--paper)")),
         tooltip=["label:N", "measured_text:N", "promised_text:N", "verdict:N"],
     )
-    promised = base.mark_tick(thickness=3, size=20).encode(x=alt.X("estimated:Q", scale=scale), color=color)
+    promised = base.mark_tick(thickness=3, size=20, color="var(--promise)").encode(
+        x=alt.X("estimated:Q", scale=scale)
+    )
     same = alt.Chart(alt.InlineData(values=[{"one": 1}])).mark_rule(color="var(--dense)", strokeDash=[4, 3])
     layers = [
         same.encode(x=alt.X("one:Q", scale=scale)),
         interval.encode(x=alt.X("low:Q", scale=scale)),
-        measured.transform_calculate(kind="'measured'"),
-        promised.transform_calculate(kind="'promised by MACs'"),
+        measured,
+        promised,
     ]
     return _finish(layers, height=34 * len(rows))
 
@@ -98,30 +97,48 @@ def blocks_chart(report: Report) -> Spec:
 
 
 def tradeoff_charts(reports: Sequence[Report]) -> dict[str, Spec]:
-    """Draw accuracy against latency for each target; the line joins what no other artefact beats in both.
+    """Draw accuracy against latency, each chart under its title; only the same images are compared.
 
-    The measure is top-1 where every artefact has it, else agreement; without either there is no chart.
+    A line joins what no other artefact beats in both. The measure is top-1 where every artefact has it, else
+    agreement; without either there is no chart.
     """
-    results = [(report, result) for report in reports for result in report.results]
-    labelled = all(result.slim.top1 is not None for _, result in results)
-    if not labelled and any(result.slim.agreement is None for _, result in results):
-        return {}
+    groups: dict[tuple[str, str, str], list[tuple[Report, Result]]] = {}
+    for report in reports:
+        if report.evaluation is None:
+            continue
+        for result in report.results:
+            group = (result.target, report.evaluation.set, report.evaluation.sha256)
+            groups.setdefault(group, []).append((report, result))
+    targets = [target for target, _, _ in groups]
     charts = {}
-    for target in dict.fromkeys(result.target for _, result in results):
-        rows = [
-            row
-            for report, result in results
-            if result.target == target
-            for row in _tradeoff_rows(report, result, labelled, len(reports) > 1)
-        ]
-        title = "top-1" if labelled else "agreement with dense"
-        charts[target] = _tradeoff(rows, title)
+    for (target, images, _), found in groups.items():
+        which = f", images of {images}" if targets.count(target) > 1 else ""
+        spec = _tradeoff_of(found, several=len(reports) > 1)
+        if spec is not None:
+            charts[f"Accuracy against latency on {target}{which}"] = spec
     return charts
 
 
-def _tradeoff(rows: list[dict[str, object]], title: str) -> Spec:
-    x = alt.X("ms:Q", title="median milliseconds", scale=alt.Scale(zero=False, padding=24))
-    y = alt.Y("share:Q", title=title, scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(format=".1%"))
+def _tradeoff_of(found: Sequence[tuple[Report, Result]], *, several: bool) -> Spec | None:
+    labelled = all(result.slim.top1 is not None for _, result in found)
+    if not labelled and any(result.slim.agreement is None for _, result in found):
+        return None
+    rows = [row for report, result in found for row in _tradeoff_rows(report, result, labelled, several)]
+    return _tradeoff(rows, "top-1" if labelled else "agreement with dense")
+
+
+def _tradeoff(rows: list[dict[str, Any]], title: str) -> Spec:
+    x = alt.X(
+        "ms:Q",
+        title="median milliseconds",
+        scale=alt.Scale(zero=False, padding=24),
+        axis=alt.Axis(tickCount=10, labelOverlap=True),
+    )
+    shares = [row["share"] for row in rows]
+    room = max(0.005, 0.1 * (max(shares) - min(shares)))
+    domain = [min(shares) - room, max(shares) + room]
+    axis = alt.Axis(format=".1%", tickCount=6)
+    y = alt.Y("share:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=axis)
     front = alt.Chart(alt.InlineData(values=_front(rows))).mark_line(
         interpolate="step-after", color="var(--muted)", strokeWidth=1, strokeDash=[2, 2]
     )
@@ -129,8 +146,14 @@ def _tradeoff(rows: list[dict[str, object]], title: str) -> Spec:
     builds = list(dict.fromkeys(str(row["build"]) for row in rows if row["build"] != "dense"))
     colors = ["var(--dense)", *(_BUILDS[index % len(_BUILDS)] for index in range(len(builds)))]
     scale = alt.Scale(domain=["dense", *builds], range=colors)
-    legend = alt.Legend(title=None, orient="top")
-    precision = alt.Legend(title=None, orient="top", symbolFillColor="var(--muted)", symbolStrokeWidth=0)
+    legend = alt.Legend(title="model", titleOrient="left", orient="top")
+    precision = alt.Legend(
+        title="precision",
+        titleOrient="left",
+        orient="top",
+        symbolFillColor="var(--muted)",
+        symbolStrokeWidth=0,
+    )
     points = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_point(filled=True, size=90, opacity=0.9)
@@ -169,7 +192,7 @@ def _curve(side: str, samples: Sequence[float]) -> list[Row]:
     return [{"side": side, "ms": ordered[at], "share": (at + 1) / len(ordered)} for at in picked]
 
 
-def _tradeoff_rows(report: Report, result: Result, labelled: bool, several: bool) -> list[dict[str, object]]:
+def _tradeoff_rows(report: Report, result: Result, labelled: bool, several: bool) -> list[dict[str, Any]]:
     dense = result.dense.top1 if labelled else 1.0
     slim = result.slim.top1 if labelled else result.slim.agreement
     return [
@@ -200,7 +223,13 @@ def _finish(layers: list[alt.Chart], height: int) -> Spec:
         .properties(width="container", height=height, background="transparent")
         .configure(font="system-ui, sans-serif", padding=4)
         .configure_axis(**words, **lines, labelFontSize=11, titleFontSize=11, gridOpacity=0.6, labelLimit=320)
-        .configure_legend(labelColor="var(--ink)", labelFontSize=12)
+        .configure_legend(
+            labelColor="var(--ink)",
+            labelFontSize=12,
+            titleColor="var(--muted)",
+            titleFontWeight="normal",
+            titleFontSize=12,
+        )
         .configure_view(stroke=None)
     )
     spec: Spec = styled.to_dict()

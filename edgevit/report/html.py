@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -16,7 +17,8 @@ from pydantic import JsonValue
 
 from edgevit.disk import atomic_write
 from edgevit.report import charts, phrases
-from edgevit.report.model import Report
+from edgevit.report.comparison import fastest_first
+from edgevit.report.model import BlockFacts, Report
 
 _TEMPLATE = "template.html"
 _GLOBALS = "window.vegaEmbed = vegaEmbed;"
@@ -45,9 +47,20 @@ def render_html(reports: Sequence[Report]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["fact"] = _fact
+    environment.filters["before_after"] = _before_after
+    environment.filters["key"] = _words
+    environment.filters["links"] = _links
+    environment.filters["beside_links"] = _beside_links
+    environment.filters["runs"] = _runs
     environment.filters["spec"] = _spec
     template = environment.from_string(resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8"))
-    return template.render(reports=reports, charts=charts, say=phrases, chart_library=_chart_library())
+    return template.render(
+        reports=reports,
+        side_by_side=fastest_first(reports),
+        charts=charts,
+        say=phrases,
+        chart_library=_chart_library(),
+    )
 
 
 @functools.cache
@@ -81,5 +94,53 @@ def _fact(value: JsonValue) -> str:
             return str(value)
 
 
+_UNITS = {"_1min": ", 1 min", "_c": ", \N{DEGREE SIGN}C", "_mhz": ", MHz", "_s": ", s"}
+_LINK = ("max_abs", "allowed", "top1_agreement")
+"""What is known about one link of the chain of custody, as the keys of `Result.parity` end."""
+
+
 def _words(key: str) -> str:
-    return key.replace("_", " ")
+    """Write a key for a reader, its unit in the usual way."""
+    unit = next((unit for unit in _UNITS if key.endswith(unit)), "")
+    return key.removesuffix(unit).replace("_", " ") + _UNITS.get(unit, "")
+
+
+def _before_after(value: JsonValue) -> str:
+    """Write a fact of the protocol; a pair is what was found before and after the timing."""
+    match value:
+        case [None, None]:
+            return "unknown"
+        case [before, after]:
+            return f"{_fact(before)} before, {_fact(after)} after"
+        case _:
+            return _fact(value)
+
+
+def _links(parity: dict[str, JsonValue]) -> list[tuple[str, list[str]]]:
+    """List the links of the chain of custody, each with its difference, what is allowed, and agreement."""
+    prefixes = [key.removesuffix(f"_{_LINK[0]}") for key in parity if key.endswith(f"_{_LINK[0]}")]
+    return [
+        (_link_name(p), [_link_fact(parity.get(f"{p}_{part}"), part) for part in _LINK]) for p in prefixes
+    ]
+
+
+def _link_fact(value: JsonValue, part: str) -> str:
+    if not isinstance(value, int | float):
+        return _fact(value)
+    return phrases.share(value) if part == "top1_agreement" else f"{value:.2g}"
+
+
+def _link_name(prefix: str) -> str:
+    side, *ends = prefix.split("_")
+    return f"{side}: {' to '.join(ends)}"
+
+
+def _beside_links(parity: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the facts about outputs that belong to no link."""
+    return {key: value for key, value in parity.items() if not key.endswith(tuple(f"_{p}" for p in _LINK))}
+
+
+def _runs(blocks: Sequence[BlockFacts]) -> list[tuple[str, BlockFacts]]:
+    """Join neighbouring blocks that are cut alike: a name for each run, and its first block."""
+    runs = [list(run) for _, run in itertools.groupby(blocks, key=lambda block: (block.dense, block.slim))]
+    return [(run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}", run[0]) for run in runs]

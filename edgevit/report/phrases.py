@@ -52,6 +52,16 @@ def ratio_interval(interval: Interval) -> str:
     return f"{interval[0]:.2f}-{interval[1]:.2f}"
 
 
+def points(value: float) -> str:
+    """Write percentage points: "0.6"."""
+    return f"{value:.1f}"
+
+
+def points_interval(interval: Interval) -> str:
+    """Write an interval of percentage points: "-0.2 to 1.4"."""
+    return f"{points(interval[0])} to {points(interval[1])}"
+
+
 def kept(promise: float) -> str:
     """Write the share of the promise that was kept: "88%"."""
     return f"{100 * promise:.0f}%"
@@ -71,9 +81,9 @@ def speed(result: Result) -> str:
     """Say what was measured beside what the MACs promised, in one sentence."""
     speedup = result.speedup
     low, high = speedup.interval
-    found = f"{ratio(speedup.measured)} faster measured ({ratio_interval(speedup.interval)})"
+    found = f"{ratio(speedup.measured)} as fast as dense ({ratio_interval(speedup.interval)})"
     if high < 1.0:
-        found = f"slower than dense, {ratio(speedup.measured)} measured ({ratio_interval(speedup.interval)})"
+        found = f"slower than dense, {ratio(speedup.measured)} as fast ({ratio_interval(speedup.interval)})"
     elif low <= 1.0:
         found = (
             f"no faster as far as can be told, {ratio(speedup.measured)} ({ratio_interval(speedup.interval)})"
@@ -91,8 +101,7 @@ def accuracy(result: Result, evaluation: SetFacts | None) -> str:
     same = f"It answers like the dense model on {share(result.slim.agreement)} of {images}"
     if result.slim.top1 is None or result.drop is None:
         return f"{same}; they have no labels, so top-1 is unknown."
-    low, high = result.drop.interval
-    drop = f"{result.drop.points:.1f} points lost ({low:.1f} to {high:.1f})"
+    drop = f"{points(result.drop.points)} points lost ({points_interval(result.drop.interval)})"
     return f"{same}; top-1 is {share(result.slim.top1)}, {drop}."
 
 

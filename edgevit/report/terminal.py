@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.report import phrases
+from edgevit.report.comparison import fastest_first
 from edgevit.report.model import ArtefactFacts, Report, Result, SlimFacts
 
 _WIDE = 140
@@ -38,15 +39,13 @@ def render(report: Report, console: Console) -> None:
 
 def render_comparison(reports: Sequence[Report], console: Console) -> None:
     """Print the chosen candidates of several builds, one row each, the fastest of each target first."""
-    rows = [(report, result) for report in reports for result in _chosen_or_all(report)]
-    rows.sort(key=lambda row: (row[1].target, row[1].slim.latency_ms.median, row[0].name))
     table = _table("build", *["MACs", "top-1", "drop", "agree", "ms", "speed-up", "kept"])
-    for report, result in rows:
+    for _, report, result in fastest_first(reports):
         table.add_row(
             Text.assemble((report.name, "bold"), f"\n{phrases.label(result)}"),
             phrases.count(report.models.slim.macs, report.models.dense.macs),
             phrases.share(result.slim.top1),
-            phrases.NONE if result.drop is None else f"{result.drop.points:.1f}",
+            phrases.NONE if result.drop is None else phrases.points(result.drop.points),
             phrases.share(result.slim.agreement),
             _median(result.slim),
             _speedup(result),
@@ -54,10 +53,6 @@ def render_comparison(reports: Sequence[Report], console: Console) -> None:
         )
     console.print(table)
     console.print(Text("drop in points of top-1; ms and speed-up with their 95 % intervals."))
-
-
-def _chosen_or_all(report: Report) -> list[Result]:
-    return [result for result in report.results if result.chosen] or list(report.results)
 
 
 def _table(*headers: str) -> Table:
