@@ -13,8 +13,9 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, get_args
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.console import Console
@@ -213,46 +214,58 @@ def init(
 @_command
 def measure(
     artefact: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT|DIR", help="An artefact, or a build directory.")
+        Path, typer.Argument(metavar="ARTEFACT|DIR", help="An artefact, its folder, or a build directory.")
     ],
     target: Annotated[str, typer.Option(metavar="NAME|PATH", help="The target to measure on.")],
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ssh://[USER@]BOARD[:PORT]", help="Measure there instead of on this machine."),
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="OTHER", help="The reference of the speed-up; of a build: dense.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Default: the build's choice, else the target's first.")
+        str | None,
+        typer.Option(
+            help="Default: the build's choice, the name of the artefact's folder, the target's first."
+        ),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="With --host: the Python there that has the runtime; default: python3."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Time an artefact on this machine, alone or interleaved with another."""
-    from edgevit.errors import RecipeError
-    from edgevit.pipeline.timing import artefacts_of_build, time_artefact
-    from edgevit.target import Precision, load_target
+    """Time an artefact on this machine or on a board, alone or interleaved with another."""
+    from edgevit.measure.ssh import parse_board
+    from edgevit.pipeline.timing import choose_artefacts, time_here, time_on_board
+    from edgevit.target import load_target
 
+    if python is not None and host is None:
+        raise typer.BadParameter("--python names the Python of a board: give its --host, too")
+    board = parse_board(host, python or "python3") if host is not None else None
     loaded = load_target(target, Path())
-    chosen = precision or loaded.precisions[0]
-    if artefact.is_dir():
-        artefact, dense, chosen = artefacts_of_build(artefact, loaded.name, [precision] if precision else [])
-        against = against or dense
-    known: Precision | None = next((one for one in get_args(Precision) if one == chosen), None)
-    if known is None:
-        raise RecipeError(f"--precision: expected one of {', '.join(get_args(Precision))}, got {chosen}.")
+    chosen = choose_artefacts(artefact, against, loaded, precision)
     with _bars(json=json) as bars:
-        timed = time_artefact(artefact, against, loaded, known, bars)
-    _show_times(timed, loaded.name, known, json=json)
+        timed = (
+            time_here(chosen, loaded, bars) if board is None else time_on_board(board, chosen, loaded, bars)
+        )
+    _show_times(timed, loaded.name, json=json)
     if timed.found.verdict == "untrusted":
         raise MeasurementError(f"timing cannot be trusted: {timed.found.why}.")
 
 
-def _show_times(timed: Timed, target: str, precision: str, *, json: bool) -> None:
+def _show_times(timed: Timed, target: str, *, json: bool) -> None:
     if json:
-        _print_json(_times_json(timed, target, precision))
+        _print_json(_times_json(timed, target))
         return
-    found = timed.found
+    found, chosen = timed.found, timed.chosen
     mine = found.candidate or found.reference
-    rows = [(timed.artefact, mine)]
-    if timed.against is not None and found.candidate is not None:
-        rows.insert(0, (timed.against, found.reference))
+    rows = [(chosen.artefact, mine)]
+    if chosen.against is not None and found.candidate is not None:
+        rows.insert(0, (chosen.against, found.reference))
     for path, times_ms in rows:
         typer.echo(
             f"{path}: median {times_ms.median:.4g} ms ({times_ms.low:.4g}-{times_ms.high:.4g}),"
@@ -260,25 +273,45 @@ def _show_times(timed: Timed, target: str, precision: str, *, json: bool) -> Non
         )
     if found.speedup is not None:
         speedup = found.speedup
-        typer.echo(
-            f"speed-up {speedup.value:.3f}x ({speedup.low:.3f}-{speedup.high:.3f}), {target} {precision}"
-        )
+        interval = f"{speedup.low:.3f}-{speedup.high:.3f}"
+        typer.echo(f"speed-up {speedup.value:.3f}x ({interval}), {target} {chosen.precision}")
+    if timed.host is not None:
+        typer.echo(f"on {timed.host}: {', '.join(_board_facts(timed))}")
     typer.echo(f"{found.verdict}: {found.why}")
 
 
-def _times_json(timed: Timed, target: str, precision: str) -> dict[str, object]:
+def _board_facts(timed: Timed) -> Iterator[str]:
+    """Say in a few words what the board is and how it was; what it does not show is left out."""
+    machine, after = timed.machine, timed.conditions[1]
+    yield machine.cpu or timed.device.get("name", "unknown CPU")
+    yield f"{timed.device['threads']} threads of {machine.cores} cores"
+    yield from (f"{library} {version.split('-')[0]}" for library, version in machine.versions.items())
+    yield f"Python {machine.python}"
+    if machine.governor is not None:
+        yield f"governor {machine.governor}"
+    if after.load_1min is not None:
+        yield f"load {after.load_1min:g}"
+    if after.temperature_c is not None:
+        yield f"{after.temperature_c:g} °C"
+
+
+def _times_json(timed: Timed, target: str) -> dict[str, object]:
     """Say in the words of report.json what timing found."""
     from edgevit.pipeline.candidate import report_latency
 
-    found, ratio = timed.found, timed.found.speedup
+    found, ratio, chosen = timed.found, timed.found.speedup, timed.chosen
     mine = report_latency(found.candidate or found.reference)
     reference = report_latency(found.reference) if found.candidate is not None else None
+    before, after = map(asdict, timed.conditions)
     return {
-        "artefact": str(timed.artefact),
-        "against": str(timed.against) if timed.against is not None else None,
+        "artefact": str(chosen.artefact),
+        "against": str(chosen.against) if chosen.against is not None else None,
         "target": target,
-        "precision": precision,
+        "precision": chosen.precision,
+        "host": timed.host,
         "device": timed.device,
+        "machine": asdict(timed.machine),
+        "conditions": {name: [before[name], after[name]] for name in before},
         "latency_ms": mine.model_dump(mode="json"),
         "reference_ms": reference.model_dump(mode="json") if reference is not None else None,
         "speedup": {"measured": ratio.value, "interval": [ratio.low, ratio.high]} if ratio else None,

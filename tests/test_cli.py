@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result as ClickResult
+from fake_ssh import use_fake_ssh
 from rich.console import Console
 from sample_report import report as sample
+from small_onnx import write_classifier
 from toy_build import write_toy
 from typer.testing import CliRunner
 
@@ -139,12 +141,21 @@ def test_init_recipe_loads_and_names_the_model(tmp_path: Path) -> None:
 
 def test_init_recipe_with_every_comment_taken_out_loads_too(tmp_path: Path) -> None:
     text = edgevit("init", "deit_tiny_patch16_224").stdout
-    keys = [line.removeprefix("# ") for line in text.splitlines() if "pretrained" not in line]
+    offered = [line for line in text.splitlines() if not line.startswith("#  ")]  # without what is instead
+    keys = [line.removeprefix("# ") for line in offered if "pretrained" not in line]
     path = tmp_path / "mine.toml"
     path.write_text("\n".join(line for line in keys if line.startswith("[") or " = " in line.split("#")[0]))
     recipe = load_toml(path, Recipe)
     assert recipe.calibration is not None
     assert (recipe.gates.max_drop, recipe.plan.tokens) == (1.0, 197)
+
+
+def test_init_recipe_with_its_methods_in_place_of_the_plan_loads(tmp_path: Path) -> None:
+    text = edgevit("init", "deit_tiny_patch16_224").stdout
+    methods = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ")]
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(['model.name = "m"', 'calibration.set = "s.toml"', *methods]))
+    assert [options.method for options in load_toml(path, Recipe).methods] == ["coupled-dims", "token-channels"]
 
 
 def test_init_recipe_of_a_build_builds_on_it(toy: Path, tmp_path: Path) -> None:
@@ -187,6 +198,60 @@ def test_measure_file_that_is_not_there_is_a_usage_error(toy: Path, option: list
     result = edgevit("measure", *there, *option, toy / "none.onnx", "--target", toy / "short.toml")
     assert result.exit_code == 2
     assert "none.onnx: expected a built artefact, found no such file" in result.stderr
+
+
+def test_measure_folder_of_one_model_takes_its_precision_from_its_name(toy: Path) -> None:
+    result = edgevit("measure", toy / "out" / "short" / "fp32", "--target", toy / "short.toml", "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert (data["artefact"], data["precision"]) == (
+        str(toy / "out" / "short" / "fp32" / "model.onnx"),
+        "fp32",
+    )
+    assert (data["host"], data["against"]) == (None, None)
+    assert data["machine"]["versions"].keys() == {"onnxruntime"}
+
+
+def test_measure_against_another_input_shape_is_a_usage_error(toy: Path, tmp_path: Path) -> None:
+    model, other = toy / "out" / "onnx" / "fp32.onnx", write_classifier(tmp_path / "other.onnx")
+    result = edgevit("measure", model, "--against", other, "--target", toy / "short.toml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected an input of shape [1, 3, 2, 2] as" in result.stderr
+    assert "got [1, 3, 32, 32]" in result.stderr
+
+
+def test_measure_build_on_a_board_says_what_it_says_here_and_what_the_board_is(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_ssh(tmp_path, monkeypatch)
+    there = ["--host", "ssh://me@board:2222", "--python", sys.executable]
+    result = edgevit("measure", toy / "out", "--target", toy / "short.toml", *there, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    here = json.loads(edgevit("measure", toy / "out", "--target", toy / "short.toml", "--json").stdout)
+    assert data.keys() == here.keys()
+    assert (data["host"], data["device"]) == ("ssh://me@board:2222", here["device"])
+    assert data["machine"]["cpu"] == here["machine"]["cpu"]
+    low, high = data["speedup"]["interval"]
+    assert low <= data["speedup"]["measured"] <= high
+    text = edgevit("measure", toy / "out", "--target", toy / "short.toml", *there).stdout
+    assert "\non ssh://me@board:2222: " in text
+    assert "1 threads of " in text
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        (["--host", "board"], "--host: expected ssh://[user@]board[:port], got board"),
+        (["--python", "python3.9"], "give its --host, too"),
+        (["--precision", "fp8"], "precision: expected one of fp32, fp16, bf16, int8, got fp8"),
+    ],
+    ids=["host", "python", "precision"],
+)
+def test_measure_option_that_cannot_be_is_a_usage_error(toy: Path, option: list[str], text: str) -> None:
+    result = edgevit("measure", toy / "out", "--target", toy / "short.toml", *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert text in result.stderr
 
 
 def test_report_json_prints_the_file(reported: Path) -> None:

@@ -13,11 +13,9 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.board import Installed, Options, Shape
 from edgevit.errors import BackendError
 from edgevit.target import Precision, Target
-
-Shape = tuple[int | None, ...]
-"""Sizes of a tensor; None where the artefact leaves the size to each run (dynamic batch)."""
 
 
 class Session(Protocol):
@@ -62,6 +60,11 @@ class Session(Protocol):
 class Backend(Protocol):
     """Code that builds and runs artefacts for one runtime."""
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions that the runtime computes in; a device may lack some of them."""
+        ...
+
     def check(self) -> None:
         """Make sure that the runtime is installed.
 
@@ -87,6 +90,27 @@ class Backend(Protocol):
             BackendUnavailableError: the runtime is not installed.
             BackendError: the runtime does not run this precision, or cannot read the ONNX file.
         """
+        ...
+
+    def options(self, target: Target, precision: Precision) -> Options:
+        """Decide what the runtime is told when it loads an artefact, here or on a board; imports no runtime.
+
+        Raises:
+            BackendUnavailableError: the runtime never runs on the device.
+            BackendError: the runtime does not run this precision.
+        """
+        ...
+
+    def require(self, installed: Installed, target: Target, precision: Precision) -> None:
+        """Refuse an installation, here or on a board, that lacks the device or the precision.
+
+        Raises:
+            BackendUnavailableError: it does.
+        """
+        ...
+
+    def advice(self, path: Path, text: str) -> str:
+        """Say what a failure of the runtime means for the file `path`, where its `text` is a known one."""
         ...
 
     def load(self, artefact: Path, target: Target, precision: Precision) -> Session:

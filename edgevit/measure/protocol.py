@@ -9,20 +9,24 @@ in random order, so that no periodic disturbance keeps in step with one of them.
 A sample is the wall time of `Session.run`: input copied in, computation, output copied out. All are kept.
 With OpenVINO it is longer than the time that benchmark_app gives by 0.01 ms, whatever the model, and by the
 copy of the image (tools/bench/benchmark_app_agreement.py).
+
+`board.py` takes the samples, on this machine or on a board; this file says what they tell.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.backends.base import Session
+from edgevit.board import MIN_BURSTS, Clock, Taken, TimeBudget, take_samples
+from edgevit.errors import RecipeError
 from edgevit.measure.statistics import (
     Samples,
     bootstrap_median,
@@ -31,22 +35,6 @@ from edgevit.measure.statistics import (
     median_absolute_deviation,
 )
 from edgevit.target import Timing
-
-Clock = Callable[[], int]
-Progress = Callable[[float], None]
-
-LEAD_RUNS = 2
-LEAD_S = 0.002
-"""A burst begins with at least that many untimed runs, for at least that long. Measured on OpenVINO with a
-ViT of 0.17 ms: its first run after the other artefact takes twice as long; 2 % are still left after 1 ms."""
-BURST_RUNS = 10
-BURST_S = 0.005
-"""A burst has that many timed runs, more when they are over sooner than that, fewer when the time budget has
-no room for `MIN_BURSTS` such bursts."""
-MIN_BURSTS = 10
-"""Fewer independent bursts say nothing about how sure the medians are."""
-OVERTIME = 10
-"""How many times the time budget may be spent to reach the wanted samples."""
 
 _SEED = 0
 
@@ -104,12 +92,9 @@ def measure_pair(
     timing: Timing,
     *,
     clock: Clock = time.perf_counter_ns,
-    progress: Progress = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Measurement:
     """Time one artefact, or two against each other.
-
-    Timing ends when `timing.seconds` are spent and each artefact has `timing.min_samples`, when each has
-    `timing.max_samples`, or after `OVERTIME` times the budget, whichever comes first. Warm-up comes on top.
 
     Args:
         reference: the dense artefact, or the only one.
@@ -123,36 +108,50 @@ def measure_pair(
         BackendError: a run failed, or `sample` does not fit an artefact.
     """
     sessions = [reference] if candidate is None else [reference, candidate]
-    warm = [_warm_up(session, sample, timing.warmup_s, clock) for session in sessions]
-    runs = plan_burst(sum(run_s for _, run_s in warm), timing)
-    bursts = _take_bursts(sessions, sample, timing, runs, clock, progress)
+    taken = take_samples(sessions, sample, time_budget(timing), clock=clock, progress=progress)
+    return summarise(taken, timing)
+
+
+def require_same_shape(artefacts: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse to compare artefacts that cannot be given the same sample.
+
+    Raises:
+        RecipeError: the second takes another shape than the first.
+    """
+    if len(set(shapes)) > 1:
+        raise RecipeError(
+            f"{artefacts[1]}: expected an input of shape {list(shapes[0])} as {artefacts[0]} has, got"
+            f" {list(shapes[1])}: both get the same images. Export one with the other's image size and batch,"
+            " or measure each alone."
+        )
+
+
+def time_budget(timing: Timing) -> TimeBudget:
+    """Return what taking samples needs to know of a target's protocol."""
+    return TimeBudget(timing.warmup_s, timing.seconds, timing.min_samples, timing.max_samples)
+
+
+def summarise(taken: Taken, timing: Timing) -> Measurement:
+    """Say what samples tell and whether to believe them.
+
+    Args:
+        taken: of one artefact, or of the reference and then the candidate.
+        timing: the target's protocol.
+    """
     series = [
-        _Series(first_ns, np.array(rows) / 1e6) for (first_ns, _), rows in zip(warm, bursts, strict=True)
+        _Series(first_ns, np.array(bursts_ns) / 1e6)
+        for first_ns, bursts_ns in zip(taken.first_ns, taken.bursts_ns, strict=True)
     ]
-    ratio = _compare(series[0], series[1]) if candidate is not None else None
+    ratio = _compare(series[0], series[1]) if len(series) == 2 else None
     reasons = judge([one.bursts_ms for one in series], ratio, timing)
     return Measurement(
-        reference=_summarise(series[0]),
-        candidate=_summarise(series[1]) if candidate is not None else None,
+        reference=_latency(series[0]),
+        candidate=_latency(series[1]) if len(series) == 2 else None,
         speedup=ratio,
         verdict="untrusted" if reasons else "trusted",
         why="; ".join(reasons) or _settled(series, ratio),
-        runs_per_burst=runs,
+        runs_per_burst=taken.runs_per_burst,
     )
-
-
-def plan_burst(run_s: float, timing: Timing) -> int:
-    """Return how many timed runs a burst has.
-
-    Args:
-        run_s: seconds that one run of every artefact takes together, > 0.
-        timing: the target's protocol.
-    """
-    wanted = max(BURST_RUNS, math.ceil(BURST_S / run_s))
-    room = math.floor(timing.seconds / MIN_BURSTS / run_s) - LEAD_RUNS
-    fewest = math.ceil(timing.min_samples / MIN_BURSTS)
-    most = timing.max_samples // MIN_BURSTS
-    return min(max(min(wanted, room), fewest), most)
 
 
 def judge(series: list[Samples], ratio: Ratio | None, timing: Timing) -> list[str]:
@@ -181,7 +180,8 @@ def judge(series: list[Samples], ratio: Ratio | None, timing: Timing) -> list[st
         change = drift(bursts)
         if abs(change) > limit:
             reasons.append(
-                f"the {name}'s second half took {change:+.1%} against its first, allowed {limit:.1%};"
+                f"the {name} ran {abs(change):.1%} {'slower' if change > 0 else 'faster'} in its second half"
+                f" than in its first, allowed {limit:.1%};"
                 " look for throttling or another program"
             )
     return reasons
@@ -201,66 +201,13 @@ def _settled(series: list[_Series], ratio: Ratio | None) -> str:
     return f"{taken}; the 95 % interval of the {what} is {width:.1%} wide"
 
 
-def _warm_up(
-    session: Session, sample: NDArray[np.float32], seconds: float, clock: Clock
-) -> tuple[int, float]:
-    """Run for `seconds`, at least LEAD_RUNS + 1 times; return the first run in ns, a typical one in s."""
-    begin = clock()
-    times: list[int] = []
-    while len(times) <= LEAD_RUNS or clock() - begin < seconds * 1e9:
-        times.append(_time_run(session, sample, clock))
-    return times[0], max(1.0, float(np.median(times[1:]))) / 1e9  # a clock may be too coarse for one run
-
-
-def _take_bursts(
-    sessions: list[Session],
-    sample: NDArray[np.float32],
-    timing: Timing,
-    runs: int,
-    clock: Clock,
-    progress: Progress,
-) -> list[list[list[int]]]:
-    """Time bursts of every session side by side; return their runs in ns, per session [K][R]."""
-    rng = np.random.default_rng(_SEED)
-    taken: list[list[list[int]]] = [[] for _ in sessions]
-    begin = clock()
-    share = 0.0
-    while share < 1.0:
-        for index in rng.permutation(len(sessions)):
-            taken[index].append(_time_burst(sessions[index], sample, runs, clock))
-        share = _share_done(len(taken[0]), runs, (clock() - begin) / 1e9, timing)
-        progress(share)
-    return taken
-
-
-def _share_done(bursts: int, runs: int, spent_s: float, timing: Timing) -> float:
-    """Return how much of the timing is over, 1.0 when it ends."""
-    enough = min(spent_s / timing.seconds, bursts * runs / timing.min_samples, bursts / MIN_BURSTS)
-    most = bursts * runs >= timing.max_samples
-    return 1.0 if most else min(1.0, max(enough, spent_s / (OVERTIME * timing.seconds)))
-
-
-def _time_burst(session: Session, sample: NDArray[np.float32], runs: int, clock: Clock) -> list[int]:
-    begin, lead = clock(), 0
-    while lead < LEAD_RUNS or clock() - begin < LEAD_S * 1e9:
-        session.run(sample)
-        lead += 1
-    return [_time_run(session, sample, clock) for _ in range(runs)]
-
-
-def _time_run(session: Session, sample: NDArray[np.float32], clock: Clock) -> int:
-    begin = clock()
-    session.run(sample)
-    return clock() - begin
-
-
 def _compare(reference: _Series, candidate: _Series) -> Ratio:
     dense, slim = reference.bursts_ms, candidate.bursts_ms
     interval = bootstrap_ratio(dense, slim, _SEED)
     return Ratio(float(np.median(dense) / np.median(slim)), interval.low, interval.high)
 
 
-def _summarise(series: _Series) -> Latency:
+def _latency(series: _Series) -> Latency:
     samples = series.bursts_ms.reshape(-1)
     median, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
     interval = bootstrap_median(series.bursts_ms, _SEED)

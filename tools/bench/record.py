@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import edgevit
+from edgevit.board import read_conditions, read_machine
 from edgevit.disk import atomic_write
-from edgevit.measure.environment import read_conditions, read_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_FILE = ROOT / "docs" / "benchmarks.json"

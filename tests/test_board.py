@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import sys
@@ -7,7 +8,41 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.measure.environment import Conditions, read_conditions, read_machine
+import edgevit.board
+from edgevit.board import BURST_RUNS, Conditions, plan_burst, read_conditions, read_machine
+from edgevit.measure.protocol import time_budget
+from edgevit.target import Timing
+
+SOURCE = Path(edgevit.board.__file__).read_text()
+
+
+def test_board_file_parses_as_python_3_8() -> None:
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+def test_board_file_imports_only_what_a_board_has() -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported - sys.stdlib_module_names == {"numpy", "openvino", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("run_s", "runs"),
+    [
+        (0.020, BURST_RUNS),
+        (0.0001, 50),  # as many as fill BURST_S
+        (0.1, 8),  # ten bursts in ten seconds leave room for ten runs, two of them untimed
+        (10.0, 5),  # the fewest samples over ten bursts
+        (1e-9, 200),  # the most samples over ten bursts
+    ],
+)
+def test_plan_burst_fits_the_budget(run_s: float, runs: int) -> None:
+    assert plan_burst(run_s, time_budget(Timing())) == runs
+
 
 CPUINFO = """processor\t: 0
 model name\t: Example CPU @ 2.00GHz
