@@ -49,11 +49,12 @@ def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.ImportFrom(module="edgevit", names=names):
-                yield from ("__init__" for alias in names if alias.name != "__version__")
+                yield from ("__init__" for _ in names)
             case ast.ImportFrom(module=str() as module) if module.startswith("edgevit."):
                 yield module.split(".")[1]
             case ast.Import(names=names):
-                yield from (alias.name.split(".")[1] for alias in names if alias.name.startswith("edgevit."))
+                found = (alias.name.split(".") for alias in names)
+                yield from ((*parts, "__init__")[1] for parts in found if parts[0] == "edgevit")
 
 
 def _may_import(room: str | None, other: str | None, allowed: Rooms) -> bool:

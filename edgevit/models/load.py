@@ -151,8 +151,8 @@ def _create(source: ModelSource) -> nn.Module:
         given = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
         raise RecipeError(
             f"model.options: timm cannot make {source.name} with {given or 'its own dims'}:"
-            f" {str(error) or type(error).__name__}. Options are arguments of this model in timm: correct the"
-            " one it names, or take it out."
+            f" {str(error) or type(error).__name__}. Options are arguments of this model in timm: correct"
+            " what it refuses, or take it out."
         ) from error
     return model
 
