@@ -145,7 +145,7 @@ def report(name: str = "deit-tiny-orin", *, labelled: bool = True, slim_ms: floa
             classes=1000,
         ),
         recover="closed-form",
-        plan=PlanFacts(blocks=tuple(plan), dead_tokens=True),
+        plan=PlanFacts(blocks=tuple(plan), dead_tokens=True, methods=("coupled-dims",)),
         models=ModelSizes(
             dense=ModelSize(macs=1_253_710_848, params=5_717_416),
             slim=ModelSize(macs=779_671_000, params=3_902_000),

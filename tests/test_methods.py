@@ -73,7 +73,7 @@ def test_only_token_channels_needs_images() -> None:
         ),
         (
             IMAGES + CHANNELS + "hidden = 8\nkeep_frist = true",
-            'prune.keep_frist: unknown key. Did you mean "keep_first"? Known here: method, hidden, hidden_drop',
+            'prune.keep_frist: unknown key. Did you mean "keep_first"? Known here: method, hidden, ',
         ),
         (
             CHANNELS + "hidden = 8",

@@ -171,6 +171,7 @@ def test_load_recipe_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> N
             "plan.qk_dim: has 64\nslim.dead_tokens: none\nand more",
             "a/b.toml: 2 problems\n  plan.qk_dim: has 64\n  slim.dead_tokens: none\nand more",
         ),
+        ("prune[1].qk_drop: expected 12", "a/b.toml: prune[1].qk_drop: expected 12"),
         ("model resnet18: expected a Vision Transformer", None),
         ("plan: no key of it", None),
         ("/data/plan.qk_dim: no such file", None),

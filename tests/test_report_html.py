@@ -103,6 +103,7 @@ def test_html_of_one_build_shows_every_fact(one: str) -> None:
         "measure openvino-cpu 71.30 1.5 GB",
         "trusted: 300 samples each in 30 bursts",
         "repaired in closed form",
+        "What remains was decided by coupled-dims.",
         "3 → 2",
         "768 → 640",
     ):
