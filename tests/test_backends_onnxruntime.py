@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from small_onnx import classify, draw_images, write_classifier
 
-from edgevit.backends import Session, get_backend
+from edgevit.backends import Session
 from edgevit.backends.onnxruntime import OnnxRuntime
 from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.target import Precision, Target
@@ -24,59 +22,6 @@ def _build(folder: Path, *, batch: int | str = 1, external: bool = False) -> Pat
 
 def _load(folder: Path, *, batch: int | str = 1) -> Session:
     return OnnxRuntime().load(_build(folder, batch=batch), TARGET, "fp32")
-
-
-def test_get_backend_of_onnxruntime_is_installed() -> None:
-    backend = get_backend("onnxruntime")
-    backend.check()
-    assert backend.versions() == {"onnxruntime": onnxruntime.__version__}
-
-
-def test_check_without_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what an import of a missing package sees
-    with pytest.raises(BackendUnavailableError, match=r"not installed here .*pip install onnxruntime"):
-        OnnxRuntime().check()
-
-
-def test_run_fp32_equals_the_reference(tmp_path: Path) -> None:
-    images = draw_images(1)
-    with _load(tmp_path) as session:
-        assert session.input_shape == (1, 3, 2, 2)
-        assert session.output_names == ("logits",)
-        logits = session.run(images)
-    assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, classify(images), atol=1e-5)
-
-
-def test_run_dynamic_batch_takes_every_size(tmp_path: Path) -> None:
-    with _load(tmp_path, batch="batch") as session:
-        assert session.input_shape == (None, 3, 2, 2)
-        for count in (3, 1, 7):
-            images = draw_images(count)
-            np.testing.assert_allclose(session.run(images), classify(images), atol=1e-5)
-
-
-def test_run_twice_leaves_the_first_output_alone(tmp_path: Path) -> None:
-    first, second = draw_images(2)[:1], draw_images(2)[1:]
-    with _load(tmp_path) as session:
-        logits = session.run(first)
-        session.run(second)
-    np.testing.assert_allclose(logits, classify(first), atol=1e-5)
-
-
-def test_run_with_another_batch_is_refused(tmp_path: Path) -> None:
-    with (
-        _load(tmp_path, batch=4) as session,
-        pytest.raises(BackendError, match=r"shape \[4, 3, 2, 2\], got float32 \[1, 3, 2, 2\]"),
-    ):
-        session.run(draw_images(1))
-
-
-def test_run_after_leaving_is_refused(tmp_path: Path) -> None:
-    with _load(tmp_path) as session:
-        pass
-    with pytest.raises(ValueError, match="session was left"):
-        session.run(draw_images(1))
 
 
 def test_device_reports_provider_and_threads(tmp_path: Path) -> None:
@@ -145,12 +90,6 @@ def test_load_of_truncated_external_data_says_so(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:10])
     with pytest.raises(BackendError, match=r"external data is missing or truncated"):
         OnnxRuntime().load(artefact, TARGET, "fp32")
-
-
-def test_load_of_an_empty_file_says_so(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").touch()
-    with pytest.raises(BackendError, match=r"model\.onnx: expected .* got 0 bytes"):
-        OnnxRuntime().load(tmp_path / "model.onnx", TARGET, "fp32")
 
 
 def test_load_on_another_device_is_unavailable(tmp_path: Path) -> None:
