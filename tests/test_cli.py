@@ -155,7 +155,10 @@ def test_init_recipe_with_its_methods_in_place_of_the_plan_loads(tmp_path: Path)
     methods = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ")]
     path = tmp_path / "mine.toml"
     path.write_text("\n".join(['model.name = "m"', 'calibration.set = "s.toml"', *methods]))
-    assert [options.method for options in load_toml(path, Recipe).methods] == ["coupled-dims", "token-channels"]
+    assert [options.method for options in load_toml(path, Recipe).methods] == [
+        "coupled-dims",
+        "token-channels",
+    ]
 
 
 def test_init_recipe_of_a_build_builds_on_it(toy: Path, tmp_path: Path) -> None:

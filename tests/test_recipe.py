@@ -93,7 +93,10 @@ def test_load_recipe_with_calibration_recovers_by_closed_form(tmp_path: Path) ->
         (LEAST + "[tune]\nepochs = 0", "2 problems\n  tune.epochs: expected a number >= 1, got 0"),
         (LEAST + '[tune]\nprecision = "fp16"\n[calibration]\nset = "a"', "tune.precision: expected"),
         (LEAST + '[tune]\nlr = nan\n[calibration]\nset = "a"', "tune.lr: expected a finite number, got nan"),
-        (LEAST + '[tune]\nepoch = 1\n[calibration]\nset = "a"', 'tune.epoch: unknown key. Did you mean "epochs"'),
+        (
+            LEAST + '[tune]\nepoch = 1\n[calibration]\nset = "a"',
+            'tune.epoch: unknown key. Did you mean "epochs"',
+        ),
         (LEAST + "[exprot]", 'exprot: unknown key. Did you mean "export"?'),
         (LEAST + "[[targets]]", 'targets: unknown key. Did you mean "target"?'),
         (LEAST + 'wieghts = "a"', 'model.wieghts: unknown key. Did you mean "weights"?'),
