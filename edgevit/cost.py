@@ -46,15 +46,14 @@ class ModelCost:
 def model_cost(arch: Arch) -> ModelCost:
     """Count a model from its dims."""
     area = arch.image[0] * arch.patch[0] * arch.patch[1]
-    norm = 2 * arch.embed
     stem = Cost(
         macs=arch.patches * area * arch.embed,
-        params=(area + 1) * arch.embed + arch.tokens * arch.embed + (norm if arch.pre_norm else 0),
+        params=(area + 1) * arch.embed + arch.tokens * arch.embed + (2 * arch.embed if arch.pre_norm else 0),
     )
     heads = 2 if arch.reads == "class+distillation" else 1
     head = Cost(
-        macs=heads * arch.embed * arch.classes,
-        params=heads * (arch.embed + 1) * arch.classes + (norm if arch.norm != "none" else 0),
+        macs=heads * arch.features * arch.classes,
+        params=heads * (arch.features + 1) * arch.classes + (2 * arch.features if arch.norm != "none" else 0),
     )
     return ModelCost(stem, tuple(block_cost(arch, block) for block in arch.blocks), head)
 
@@ -62,9 +61,9 @@ def model_cost(arch: Arch) -> ModelCost:
 def block_cost(arch: Arch, block: BlockDims) -> Cost:
     """Count one block: attention over `tokens_in` for `queries` of them, merging, MLP over `tokens_out`."""
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
-    projections = (block.queries + block.tokens_in) * arch.embed * (qk + vo)
+    projections = (block.queries + block.tokens_in) * block.embed * (qk + vo)
     products = block.queries * block.tokens_in * (qk + vo)
-    mlp = 2 * block.tokens_out * arch.embed * block.hidden
+    mlp = 2 * block.tokens_out * block.embed * block.hidden
     return Cost(projections + products + _merge_macs(arch, block) + mlp, _block_params(arch, block))
 
 
@@ -74,13 +73,13 @@ def _merge_macs(arch: Arch, block: BlockDims) -> int:
         return 0
     patches = block.queries - arch.prefix
     a, c = (patches + 1) // 2, patches // 2
-    return a * c * block.qk_dim + c * block.merged * (arch.embed + 1)
+    return a * c * block.qk_dim + c * block.merged * (block.embed + 1)
 
 
 def _block_params(arch: Arch, block: BlockDims) -> int:
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     biases = qk * (arch.qkv_bias + (arch.qkv_bias and arch.qk_norm))
-    norms = 4 * arch.embed + (4 * block.qk_dim if arch.qk_norm else 0)
-    attention = 2 * arch.embed * (qk + vo) + biases + arch.embed
-    mlp = 2 * arch.embed * block.hidden + block.hidden + arch.embed
+    norms = 4 * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
+    attention = 2 * block.embed * (qk + vo) + biases + block.embed
+    mlp = 2 * block.embed * block.hidden + block.hidden + block.embed
     return norms + attention + mlp

@@ -64,10 +64,8 @@ def test_cost_of_parts_is_the_params_of_parts(form: str) -> None:
 
 
 def _deit(width: int, heads: int) -> Arch:
-    block = BlockDims(heads, 64, 64, 4 * width, tokens_in=197, tokens_out=197, queries=197)
-    return dataclasses.replace(
-        ARCH, image=(3, 224, 224), patch=(16, 16), embed=width, classes=1000, blocks=(block,) * 12
-    )
+    block = BlockDims(heads, 64, 64, 4 * width, tokens_in=197, tokens_out=197, queries=197, embed=width)
+    return dataclasses.replace(ARCH, image=(3, 224, 224), patch=(16, 16), classes=1000, blocks=(block,) * 12)
 
 
 @pytest.mark.parametrize(

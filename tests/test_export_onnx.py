@@ -31,11 +31,10 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.vit import from_timm
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17)
+DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17, embed=24)
 ARCH = Arch(
     image=(3, 32, 32),
     patch=(8, 8),
-    embed=24,
     classes=5,
     prefix=1,
     reads="class",

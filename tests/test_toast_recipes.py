@@ -43,9 +43,9 @@ STATIC = {
 
 
 def deit(width: int) -> Arch:
-    block = BlockDims(width // 64, 64, 64, 4 * width, tokens_in=197, tokens_out=197, queries=197)
+    block = BlockDims(width // 64, 64, 64, 4 * width, 197, 197, 197, width)
     return Arch(
-        image=(3, 224, 224), patch=(16, 16), embed=width, classes=1000, prefix=1, reads="class",
+        image=(3, 224, 224), patch=(16, 16), classes=1000, prefix=1, reads="class",
         norm="before-pool", pre_norm=False, norm_eps=1e-6, activation="gelu", qk_norm=False, qkv_bias=True,
         scale=0.125, blocks=(block,) * 12,
     )  # fmt: skip

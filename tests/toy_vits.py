@@ -14,11 +14,12 @@ from edgevit.models.layers import SlimViT
 from edgevit.plan import Counts, Plan, plan_from_counts
 
 TOKENS = 17  # a class token and 4 x 4 patches
-DIMS = BlockDims(heads=3, qk_dim=8, vo_dim=8, hidden=40, tokens_in=TOKENS, tokens_out=TOKENS, queries=TOKENS)
+DIMS = BlockDims(
+    heads=3, qk_dim=8, vo_dim=8, hidden=40, tokens_in=TOKENS, tokens_out=TOKENS, queries=TOKENS, embed=24
+)
 ARCH = Arch(
     image=(3, 16, 16),
     patch=(4, 4),
-    embed=24,
     classes=5,
     prefix=1,
     reads="class",

@@ -33,14 +33,14 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
     for index, block in enumerate(arch.blocks):
         dims |= {f"blocks.{index}.{name}": size for name, size in _block_dims(arch, block)}
     if arch.norm != "none":
-        dims |= _norm("norm", embed)
+        dims |= _norm("norm", arch.features)
     for head in ("head", "head_dist") if arch.reads == "class+distillation" else ("head",):
-        dims |= {f"{head}.weight": (arch.classes, embed), f"{head}.bias": (arch.classes,)}
+        dims |= {f"{head}.weight": (arch.classes, arch.features), f"{head}.bias": (arch.classes,)}
     return dims
 
 
 def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
-    embed, qk, vo = arch.embed, block.heads * block.qk_dim, block.heads * block.vo_dim
+    embed, qk, vo = block.embed, block.heads * block.qk_dim, block.heads * block.vo_dim
     yield from (_norm("norm1", embed) | _norm("norm2", embed)).items()
     yield from {
         "attn.q.weight": (embed, qk),

@@ -27,12 +27,23 @@ def read_anatomy(arch: Arch) -> Anatomy:
 
 def slim_arch(arch: Arch, plan: Plan) -> Arch:
     """Return the dims of the model that `plan` leaves of `arch`."""
-    blocks, tokens = [], arch.tokens
-    for index, block in enumerate(plan.blocks):
+    blocks: list[BlockDims] = []
+    tokens = arch.tokens
+    for index, (dense, block) in enumerate(zip(arch.blocks, plan.blocks, strict=True)):
         last = index == len(plan.blocks) - 1
         dead = last and plan.dead_tokens and arch.read_tokens is not None
         queries = arch.read_tokens if dead and arch.read_tokens is not None else tokens
         left = queries if dead else block.tokens
-        blocks.append(BlockDims(block.heads, block.qk_dim, block.vo_dim, block.hidden, tokens, left, queries))
+        dims = dataclasses.replace(
+            dense,
+            heads=block.heads,
+            qk_dim=block.qk_dim,
+            vo_dim=block.vo_dim,
+            hidden=block.hidden,
+            tokens_in=tokens,
+            tokens_out=left,
+            queries=queries,
+        )
+        blocks.append(dims)
         tokens = left
     return dataclasses.replace(arch, blocks=tuple(blocks))

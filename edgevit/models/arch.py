@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgevit.errors import WeightsError
 
-ARCH_SCHEMA = 1
+ARCH_SCHEMA = 2
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "silu"]
 Reads = Literal["class", "class+distillation", "mean", "mean+prefix"]
@@ -36,6 +36,7 @@ class BlockDims:
     tokens_in: int
     tokens_out: int
     queries: int
+    embed: int  # width of the residual stream
 
     @property
     def merged(self) -> int:
@@ -49,7 +50,6 @@ class Arch:
 
     image: tuple[int, int, int]  # channels, height, width
     patch: tuple[int, int]
-    embed: int
     classes: int
     prefix: int  # class, distillation and register tokens
     reads: Reads
@@ -61,6 +61,16 @@ class Arch:
     qkv_bias: bool
     scale: float  # of the dense model's attention logits; frozen, never computed from qk_dim
     blocks: tuple[BlockDims, ...]
+
+    @property
+    def embed(self) -> int:
+        """Return the width of the tokens that enter the first block."""
+        return self.blocks[0].embed
+
+    @property
+    def features(self) -> int:
+        """Return the width of the tokens that leave the last block."""
+        return self.blocks[-1].embed
 
     @property
     def patches(self) -> int:
@@ -80,7 +90,7 @@ class Arch:
 
 def arch_to_json(arch: Arch) -> dict[str, Any]:
     """Turn an arch into plain JSON data with a schema number."""
-    return {"schema": ARCH_SCHEMA, "family": "vit", **dataclasses.asdict(arch)}
+    return {"schema": ARCH_SCHEMA, **dataclasses.asdict(arch)}
 
 
 def arch_from_json(data: dict[str, Any], where: str) -> Arch:
@@ -89,13 +99,13 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
     Raises:
         WeightsError: another schema, or keys that are missing or unknown; `where` names the file.
     """
-    if data.get("schema") != ARCH_SCHEMA or data.get("family") != "vit":
-        found = json.dumps({key: data.get(key) for key in ("schema", "family")})
+    if data.get("schema") != ARCH_SCHEMA:
+        found = json.dumps(data.get("schema"))
         raise WeightsError(
-            f"{where}: expected an edgevit arch of schema {ARCH_SCHEMA} and family 'vit', got {found}. "
+            f"{where}: expected an edgevit arch of schema {ARCH_SCHEMA}, got {found}. "
             "Build the model again with this version of edgevit."
         )
-    fields = {key: value for key, value in data.items() if key not in ("schema", "family")}
+    fields = {key: value for key, value in data.items() if key != "schema"}
     try:
         blocks = tuple(BlockDims(**block) for block in fields.pop("blocks"))
         arch = Arch(**{**fields, "blocks": blocks})

@@ -23,14 +23,14 @@ class SlimAttention(nn.Module):
         super().__init__()
         self.heads, self.qk_dim, self.vo_dim = dims.heads, dims.qk_dim, dims.vo_dim
         self.scale = arch.scale
-        self.q = nn.Linear(arch.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias)
+        self.q = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias)
         # A key bias adds the same number to all logits of a query, which softmax ignores; only a norm
         # between them makes it count. A value bias passes the softmax unchanged: it lives in proj.bias.
-        self.k = nn.Linear(arch.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias and arch.qk_norm)
-        self.v = nn.Linear(arch.embed, dims.heads * dims.vo_dim, bias=False)
+        self.k = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias and arch.qk_norm)
+        self.v = nn.Linear(dims.embed, dims.heads * dims.vo_dim, bias=False)
         self.q_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
-        self.proj = nn.Linear(dims.heads * dims.vo_dim, arch.embed)
+        self.proj = nn.Linear(dims.heads * dims.vo_dim, dims.embed)
 
     def queries(self, y: Tensor) -> Tensor:
         """Map [B, Q, D] to scaled queries [B, H, Q, K]."""
@@ -69,9 +69,9 @@ class SlimMlp(nn.Module):
 
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(arch.embed, dims.hidden)
+        self.fc1 = nn.Linear(dims.embed, dims.hidden)
         self.activation: Activation = arch.activation
-        self.fc2 = nn.Linear(dims.hidden, arch.embed)
+        self.fc2 = nn.Linear(dims.hidden, dims.embed)
 
     def neurons(self, y: Tensor) -> Tensor:
         """Return the activations of the hidden neurons, [B, N, D] -> [B, N, F]."""
@@ -146,9 +146,9 @@ class SlimBlock(nn.Module):
         super().__init__()
         self.dims, self.arch = dims, arch
         self.prefix = arch.prefix
-        self.norm1 = nn.LayerNorm(arch.embed, arch.norm_eps)
+        self.norm1 = nn.LayerNorm(dims.embed, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)
-        self.norm2 = nn.LayerNorm(arch.embed, arch.norm_eps)
+        self.norm2 = nn.LayerNorm(dims.embed, arch.norm_eps)
         self.mlp = SlimMlp(dims, arch)
 
     def match(self, keys: Tensor) -> TokenMatch:
@@ -187,9 +187,11 @@ class SlimViT(nn.Module):
         self.norm_pre = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.pre_norm else nn.Identity()
         blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
         self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
-        self.norm = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.norm != "none" else nn.Identity()
-        self.head = nn.Linear(arch.embed, arch.classes)
-        self.head_dist = nn.Linear(arch.embed, arch.classes) if arch.reads == "class+distillation" else None
+        self.norm = nn.LayerNorm(arch.features, arch.norm_eps) if arch.norm != "none" else nn.Identity()
+        self.head = nn.Linear(arch.features, arch.classes)
+        self.head_dist = (
+            nn.Linear(arch.features, arch.classes) if arch.reads == "class+distillation" else None
+        )
 
     def embed(self, image: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the tokens that enter block 0, [B, N, D]."""

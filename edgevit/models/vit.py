@@ -121,7 +121,6 @@ def _read_arch(model: VisionTransformer) -> Arch:
     return Arch(
         image=(int(model.in_chans), int(height), int(width)),
         patch=(int(embedding.patch_size[0]), int(embedding.patch_size[1])),
-        embed=int(model.embed_dim),
         classes=int(model.num_classes),
         prefix=prefix,
         reads=_reads(model),
@@ -141,6 +140,7 @@ def _read_arch(model: VisionTransformer) -> Arch:
                 tokens_in=tokens,
                 tokens_out=tokens,
                 queries=tokens,
+                embed=int(model.embed_dim),
             )
             for block in model.blocks
         ),

@@ -33,11 +33,10 @@ def arch_of(name: str) -> Arch:
     embed, heads, blocks, patch = SIZES[name]
     tokens = 1 + (224 // patch) ** 2
     dim = embed // heads
-    block = BlockDims(heads, dim, dim, 4 * embed, tokens, tokens, tokens)
+    block = BlockDims(heads, dim, dim, 4 * embed, tokens, tokens, tokens, embed)
     return Arch(
         image=(3, 224, 224),
         patch=(patch, patch),
-        embed=embed,
         classes=1000,
         prefix=1,
         reads="class",
