@@ -13,6 +13,7 @@ from sample_report import report
 from edgevit.errors import OutputError
 from edgevit.report import charts
 from edgevit.report.html import render_html, write_html
+from edgevit.report.model import TuneFacts
 
 
 class _Page(HTMLParser):
@@ -203,3 +204,12 @@ def test_write_html_writes_the_file_and_says_where_it_cannot(tmp_path: Path) -> 
         write_html([made], tmp_path / "file" / "report.html")
     with pytest.raises(ValueError, match="expected at least one report"):
         write_html([], tmp_path / "none.html")
+
+
+def test_html_says_what_was_trained(one: str) -> None:
+    facts = TuneFacts(
+        epochs=6, seconds=231.4, loss_first=0.5, loss_last=0.25, precision="bf16", seed=0, images=750
+    )
+    tuned = _Page(render_html([report().model_copy(update={"tune": facts})])).text
+    assert "6 epochs over 750 unlabelled images, 231 s; the loss went from 0.500 to 0.250." in tuned
+    assert "trained" not in _Page(one).text
