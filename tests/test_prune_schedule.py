@@ -1,16 +1,14 @@
-"""What remains in each block, and which indices the highest scores have."""
+"""What remains in each block."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import pytest
-import torch
 from toy_vits import ARCH, toy_arch
 
 from edgevit.errors import PlanError
 from edgevit.models.anatomy import read_anatomy
-from edgevit.prune.rank import highest
 from edgevit.prune.schedule import Schedule, keep_counts
 
 DENSE = read_anatomy(toy_arch())  # 3 blocks: H 3, K = V = 8, F 40
@@ -58,8 +56,3 @@ def test_keep_counts_of_a_refused_cut_gives_the_reason() -> None:
     anatomy = read_anatomy(dataclasses.replace(ARCH, qk_norm=True))
     with pytest.raises(PlanError, match=r"^qk_drop: this model normalises queries and keys"):
         keep_counts(anatomy, [Schedule("qk_dim", "qk_drop", None, 0.5)])
-
-
-def test_highest_returns_sorted_indices_of_the_highest_and_the_first_of_equals() -> None:
-    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0]])
-    assert highest(scores, 2).tolist() == [[1, 3], [0, 1]]
