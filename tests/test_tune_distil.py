@@ -83,6 +83,13 @@ def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> No
     assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
 
 
+def test_distillation_in_training_leaves_the_teacher_evaluating() -> None:
+    dense = toy_model()
+    objective = Distillation(slim_of(dense, MERGE), dense, Distil()).train()
+    assert objective.student.training
+    assert not any(module.training for module in objective.teacher.modules())
+
+
 def test_distillation_is_a_mean_over_images() -> None:
     dense = toy_model()
     objective = Distillation(slim_of(dense, MERGE), dense, Distil())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,12 @@ class Distillation(nn.Module):
         self.student, self.teacher = student, teacher.requires_grad_(False)
         self.options = options
         self.compared = compared_blocks(teacher.arch)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the student's mode; the teacher always evaluates."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean loss of a batch of images, [B, C, H, W] -> []."""

@@ -64,7 +64,7 @@ def train_(
     checkpoint: CheckpointFile | None = None,
     progress: Progress = silent,
 ) -> Trained:
-    """Train the parameters of `objective` that require gradients, in place.
+    """Train the parameters of `objective` that require gradients, in place; leave it in eval mode on the CPU.
 
     An epoch is a new order of all samples; those that do not fill its last batch are left out of it. The last
     weights are the result (or their moving average): none are chosen by a score, so none is flattered.
@@ -82,9 +82,11 @@ def train_(
         WeightsError: the checkpoint is damaged or of another training.
         DiskFullError: no space left for a checkpoint.
     """
-    device_index = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(device_index):  # the caller's random numbers stay its own
-        run = _start(objective, data, training, checkpoint)
+    # Accelerate's own precision is a setting of the whole process that cannot change; ours is the recipe's.
+    accelerator = Accelerator(mixed_precision="no")
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # the caller's random numbers stay its own
+        run = _start(accelerator, objective, data, training, checkpoint)
         counters = run.restore()
         while counters.step < run.total:
             begin = time.perf_counter()
@@ -108,10 +110,12 @@ def _count(counters: Counters, loss: float, seconds: float, epoch_steps: int) ->
 
 
 def _start(
-    objective: nn.Module, data: TrainingData, training: Training, checkpoint: CheckpointFile | None
+    accelerator: Accelerator,
+    objective: nn.Module,
+    data: TrainingData,
+    training: Training,
+    checkpoint: CheckpointFile | None,
 ) -> _Run:
-    # Accelerate's own precision is a setting of the whole process that cannot change; ours is the recipe's.
-    accelerator = Accelerator(mixed_precision="no")
     batch = min(training.batch, len(data))
     if batch < accelerator.num_processes:
         raise ValueError(
