@@ -94,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--calibration", type=int, metavar="IMAGES", help="default: 4000, and 64 with --quick"
+        "--calibration", type=int, metavar="IMAGES", help="default: 1000, and 64 with --quick"
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parse_arguments()
     use_threads(arguments.threads)
     notebook = Notebook(quick=arguments.quick)
-    calibration = arguments.calibration or (64 if arguments.quick else 4000)
+    calibration = arguments.calibration or (64 if arguments.quick else 1000)
     with tempfile.TemporaryDirectory() as folder:
         target = cpu_target("openvino", arguments.threads)
         bench = open_bench(target, (calibration, 64 if arguments.quick else None), Path(folder))
