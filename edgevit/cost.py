@@ -48,7 +48,7 @@ def model_cost(arch: Arch) -> ModelCost:
     area = arch.image[0] * arch.patch[0] * arch.patch[1]
     stem = Cost(
         macs=arch.patches * area * arch.embed,
-        params=(area + 1) * arch.embed + arch.tokens * arch.embed + (2 * arch.embed if arch.pre_norm else 0),
+        params=(area + 1) * arch.embed + _positions(arch) + (2 * arch.embed if arch.pre_norm else 0),
     )
     heads = 2 if arch.reads == "class+distillation" else 1
     head = Cost(
@@ -58,13 +58,25 @@ def model_cost(arch: Arch) -> ModelCost:
     return ModelCost(stem, tuple(block_cost(arch, block) for block in arch.blocks), head)
 
 
+def _positions(arch: Arch) -> int:
+    """Count the params of prefix tokens and positions."""
+    return (arch.tokens if arch.position else arch.prefix) * arch.embed
+
+
 def block_cost(arch: Arch, block: BlockDims) -> Cost:
-    """Count one block: attention over `tokens_in` for `queries` of them, merging, MLP over `tokens_out`."""
+    """Count one block: patch merging, attention for `queries`, token merging, MLP over `tokens_out`."""
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     projections = (block.queries + block.tokens_in) * block.embed * (qk + vo)
-    products = block.queries * block.tokens_in * (qk + vo)
+    products = block.queries * block.attended * (qk + vo)
     mlp = 2 * block.tokens_out * block.embed * block.hidden
-    return Cost(projections + products + _merge_macs(arch, block) + mlp, _block_params(arch, block))
+    macs = projections + products + _merge_macs(arch, block) + mlp
+    return Cost(macs, _block_params(arch, block)) + _downsample_cost(block)
+
+
+def _downsample_cost(block: BlockDims) -> Cost:
+    """Count the patch merging in front of a block: a norm of four tokens side by side, and a product."""
+    four = 4 * (block.downsampled_from or 0)
+    return Cost(block.tokens_in * four * block.embed, 2 * four + four * block.embed)
 
 
 def _merge_macs(arch: Arch, block: BlockDims) -> int:
@@ -80,6 +92,7 @@ def _block_params(arch: Arch, block: BlockDims) -> int:
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     biases = qk * (arch.qkv_bias + (arch.qkv_bias and arch.qk_norm))
     norms = 4 * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
-    attention = 2 * block.embed * (qk + vo) + biases + block.embed
+    bias_of_pairs = 0 if block.window is None else block.heads * block.window.area**2
+    attention = 2 * block.embed * (qk + vo) + biases + bias_of_pairs + block.embed
     mlp = 2 * block.embed * block.hidden + block.hidden + block.embed
     return norms + attention + mlp

@@ -64,7 +64,7 @@ def inspect_model(name: str) -> Inspection:
 
     Raises:
         RecipeError: timm knows no such model, and there is no such directory.
-        UnsupportedModelError: no plain ViT.
+        UnsupportedModelError: no model of a family that edgevit knows.
         WeightsError: the directory holds something else, or is damaged.
     """
     arch = _saved_arch(Path(name)) if Path(name).is_dir() else _timm_arch(name)
@@ -94,9 +94,8 @@ def render(found: Inspection, console: Console) -> None:
     """Print the blocks as a table, and in words what can be cut."""
     arch = found.arch
     image = " x ".join(map(str, arch.image))
-    facts = (
-        f"image {image}, patch {arch.patch[0]} x {arch.patch[1]}, width {arch.embed}, {arch.classes} classes"
-    )
+    patch = " x ".join(map(str, arch.patch))
+    facts = f"image {image}, patch {patch}, width {_widths(arch)}, {arch.classes} classes"
     console.print(Text.assemble((found.name, "bold"), f"  {facts}"), soft_wrap=True)
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("part", no_wrap=True)
@@ -111,6 +110,10 @@ def render(found: Inspection, console: Console) -> None:
     console.print(table)
     for line in _words(found):
         console.print(Text(line), soft_wrap=True)
+
+
+def _widths(arch: Arch) -> str:
+    return ", ".join(str(width) for width in dict.fromkeys(block.embed for block in arch.blocks))
 
 
 def _cost_cells(cost: Cost) -> tuple[str, str, str]:

@@ -103,7 +103,7 @@ def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = Fa
         problems.append(
             "slim.dead_tokens: this model's head reads every token, so none is dead. Set it to false."
         )
-    if not problems:
+    if not problems and "tokens" not in anatomy.refused:
         problems += _token_problems(anatomy, columns["tokens"], dead_tokens=dead_tokens)
     if problems:
         raise PlanError("\n".join(problems))

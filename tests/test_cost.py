@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
+from toy_swins import SWIN
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.cost import Cost, model_cost
 from edgevit.models.anatomy import slim_arch
-from edgevit.models.arch import Arch, BlockDims
+from edgevit.models.arch import Arch, BlockDims, Window
 from edgevit.plan import Counts
 
 FORMS: dict[str, Arch] = {
@@ -21,11 +22,13 @@ FORMS: dict[str, Arch] = {
     "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
     "qk-norm without bias": dataclasses.replace(ARCH, qk_norm=True, qkv_bias=False),
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "Swin": SWIN,
     "grey and wide": dataclasses.replace(toy_arch(), image=(1, 8, 32), patch=(2, 8)),
 }
 PLANS: dict[str, tuple[Counts, bool]] = {
     "all": (Counts(), False),
     "dims": (Counts(heads=[3, 2, 1], vo_dim=[8, 3, 2], hidden=[40, 7, 30]), False),
+    "dims of four blocks": (Counts(heads=[2, 1, 4, 3], qk_dim=[8, 5, 1, 8], hidden=[64, 9, 128, 11]), False),
     "QK": (Counts(qk_dim=[8, 5, 1]), False),
     "merges": (Counts(tokens=[14, 9, 9]), False),
     "dead": (Counts(), True),
@@ -33,12 +36,14 @@ PLANS: dict[str, tuple[Counts, bool]] = {
 }
 
 
-PAIRS = [("plain", plan) for plan in PLANS]
-PAIRS += [
-    (form, "merges" if arch.read_tokens is None else "merges and dead")
-    for form, arch in FORMS.items()
-    if form != "plain"
-]
+def _plan_for(arch: Arch) -> str:
+    if arch.blocks[0].window is not None:
+        return "dims of four blocks"
+    return "merges" if arch.read_tokens is None else "merges and dead"
+
+
+PAIRS = [("plain", plan) for plan in PLANS if plan != "dims of four blocks"]
+PAIRS += [(form, _plan_for(arch)) for form, arch in FORMS.items() if form != "plain"]
 
 
 @pytest.mark.parametrize(("form", "plan"), PAIRS)
@@ -77,6 +82,33 @@ def test_cost_of_deit_is_that_of_the_literature(width: int, heads: int, gmacs: f
     assert round(total.macs / 1e9, 3) == gmacs
     folded = (2 * 12 + 1) * width  # key and value biases of 12 blocks, and the class token's position
     assert total.params == published - folded
+
+
+def _swin(width: int, depths: tuple[int, ...]) -> Arch:
+    blocks = []
+    for stage, depth in enumerate(depths):
+        grid, embed = 56 // 2**stage, width * 2**stage
+        for index in range(depth):
+            shift = 3 if index % 2 and grid > 7 else 0
+            block = BlockDims(embed // 32, 32, 32, 4 * embed, grid**2, grid**2, grid**2, embed)
+            window = Window((7, 7), (shift, shift), (grid, grid))
+            merged = embed // 2 if stage and not index else None
+            blocks.append(dataclasses.replace(block, window=window, downsampled_from=merged))
+    image = dataclasses.replace(ARCH, image=(3, 224, 224), patch=(4, 4), classes=1000, prefix=0)
+    return dataclasses.replace(image, reads="mean", pre_norm=True, position=False, blocks=tuple(blocks))
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "gmacs", "published"),
+    [(96, 6, 4.491, 28_288_354), (96, 18, 8.741, 49_606_258), (128, 18, 15.431, 87_768_224)],
+)
+def test_cost_of_swin_is_that_of_the_literature(width: int, depth: int, gmacs: float, published: int) -> None:
+    arch = _swin(width, (2, 2, depth, 2))
+    total = model_cost(arch).total
+    assert round(total.macs / 1e9, 3) == gmacs
+    folded = sum(2 * block.embed for block in arch.blocks)  # key and value biases
+    tables = sum(block.heads * (49**2 - 13**2) for block in arch.blocks)  # written out for each pair
+    assert total.params == published - folded + tables
 
 
 def test_costs_add_up() -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import openvino
 import pytest
 import torch
+from toy_swins import SWIN
 
 import edgevit
 from edgevit.errors import ExportError, ParityError
@@ -27,8 +29,8 @@ from edgevit.export.opset import to_opset_17
 from edgevit.export.parity import TORCH_TO_ONNX, check_parity, limits_for
 from edgevit.export.verify import check_dims
 from edgevit.models.arch import Arch, BlockDims
+from edgevit.models.families import from_timm
 from edgevit.models.layers import SlimViT
-from edgevit.models.vit import from_timm
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17, embed=24)
@@ -76,6 +78,13 @@ ARCHS = {
         qkv_bias=False,
         activation="gelu-tanh",
         blocks=(replace(DENSE, tokens_in=19, tokens_out=19, queries=19),),
+    ),
+    "swin": replace(
+        SWIN,
+        blocks=tuple(
+            replace(block, heads=1 + index, qk_dim=5, vo_dim=6 + index, hidden=9)
+            for index, block in enumerate(SWIN.blocks)
+        ),
     ),
     "no-prefix": replace(
         ARCH,
@@ -142,6 +151,8 @@ def test_export_of_every_form_gives_the_outputs_of_torch(tmp_path: Path, name: s
     ("name", "opset"),
     [
         ("merged", 17),
+        ("swin", 17),
+        pytest.param("swin", 23, marks=pytest.mark.slow),
         pytest.param("mean-merged", 17, marks=pytest.mark.slow),
         ("dense", 20),
         pytest.param("merged", 23, marks=pytest.mark.slow),
@@ -161,6 +172,7 @@ def test_export_with_other_opsets_gives_the_outputs_of_torch(tmp_path: Path, nam
     [
         ("dense", 18),
         ("merged", 17),
+        ("swin", 18),
         pytest.param("merged", 18, marks=pytest.mark.slow),
         pytest.param("no-prefix", 18, marks=pytest.mark.slow),
     ],
@@ -252,6 +264,33 @@ def test_export_names_nodes_values_and_weights_by_module(tmp_path: Path) -> None
     assert reads["blocks.1.attn.q"] == ["blocks.1.norm1", "blocks.1.attn.q.weight"]
     assert reads["blocks.1.norm1"][0] == "blocks.0"
     assert len(operators) == len(graph.node)
+
+
+def test_export_of_swin_is_small_and_named_by_module(tmp_path: Path) -> None:
+    graph = onnx.load(exported(tmp_path, ARCHS["swin"])).graph
+    operators = {node.name: node.op_type for node in graph.node}
+    expected = {
+        "blocks.1.gather": "Gather",  # shift and windows in one
+        "blocks.1.attn.logits": "MatMul",
+        "blocks.1.attn.softmax": "Softmax",
+        "blocks.1.attn.gather": "Gather",
+        "blocks.2.downsample.norm": "LayerNormalization",
+        "blocks.2.downsample.reduction": "MatMul",
+        "blocks.3": "Add",
+    }
+    assert expected.items() <= operators.items()
+    found = kinds(tmp_path / "model.onnx")
+    assert (found["Gather"], found["Slice"], found["Concat"], found["Identity"]) == (4, 0, 0, 0)
+    assert found["Reshape"] == 1 + 2 * 5 + 2 + 2 + 2 * 4  # stem, windows, shift mask, merging, one window
+
+
+@pytest.mark.parametrize("name", ["swin"])
+def test_openvino_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
+    path = exported(tmp_path, ARCHS[name])
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = noise(ARCHS[name])
+    expected = torch_link(make(ARCHS[name])).run(image)
+    np.testing.assert_allclose(compiled([image])[0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_export_of_merged_model_keeps_names_of_attention_and_blocks(tmp_path: Path) -> None:

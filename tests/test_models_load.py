@@ -142,6 +142,29 @@ def test_timm_model_with_weights_gives_their_outputs(tmp_path: Path) -> None:
     assert not loaded.random_weights
 
 
+def test_swin_weights_as_published_give_their_outputs(tmp_path: Path) -> None:
+    """The published files have buffers among the weights, and patch merging at the end of a stage."""
+    options: dict[str, OptionValue] = {
+        "img_size": 32,
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "num_classes": 5,
+    }
+    name = "swin_tiny_patch4_window7_224"
+    model = fill(timm.create_model(name, **options))
+    state = {
+        key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc", "head"): value
+        for key, value in model.state_dict().items()
+    }
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
+    torch.save({"model": state}, tmp_path / "w.pth")
+    loaded = load_model(ModelSource(name, tmp_path / "w.pth", options=options)).model
+    image = noise_images(2, loaded.arch)
+    torch.testing.assert_close(loaded(image), model(image), rtol=1e-5, atol=1e-5)
+
+
 def test_timm_model_without_weights_is_random_and_the_same_every_time() -> None:
     first, second = (load_model(ModelSource(NAME, options=OPTIONS)) for _ in range(2))
     assert first.random_weights

@@ -14,8 +14,8 @@ from torch import nn
 from toy_vits import fill
 
 from edgevit.errors import UnsupportedModelError
+from edgevit.models.families import from_timm
 from edgevit.models.layers import SlimViT
-from edgevit.models.vit import from_timm
 
 Make = Callable[[], nn.Module]
 
@@ -143,11 +143,6 @@ def test_from_timm_names_all_unknown_forms_at_once() -> None:
     model = vit(num_classes=0, act_layer=nn.Tanh, scale_attn_norm=True)
     with pytest.raises(UnsupportedModelError, match=r"(?s)no classifier.*scale_attn_norm.*Tanh"):
         from_timm(model, "toy")
-
-
-def test_from_timm_refuses_a_convolutional_network_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"model resnet18: expected a Vision .* got ResNet\."):
-        from_timm(timm.create_model("resnet18"), "resnet18")
 
 
 def test_from_timm_refuses_a_hybrid_embedding() -> None:

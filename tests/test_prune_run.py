@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from toy_build import write_images
+from toy_swins import SWIN
 from toy_vits import toy_model, toy_plan
 
 from edgevit.errors import PlanError
@@ -38,6 +39,26 @@ def test_run_methods_each_decides_on_the_plan_before_it(images: Images) -> None:
     assert told == [("scoring neurons", 32, 40), ("scoring neurons", 40, 40)]
     assert plan_from_json(plan_to_json(plan)) == plan
     assert run_methods(DENSE, ALL, [CHANNELS, COUPLED], images, silent) == plan
+
+
+def test_run_methods_decides_for_a_swin_stage_by_stage(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 8)
+    source = LoadedSet(ImageSet(kind="folder", path="images"), tmp_path / "set.toml")
+    preprocess = Preprocess(32, (32, 32), "bicubic", (0.5,) * 3, (0.5,) * 3, channels=3)
+    model = toy_model(SWIN)
+    plan = run_methods(
+        model,
+        toy_plan(model, Counts()),
+        [COUPLED, CHANNELS],
+        open_images(source, preprocess, None, 0),
+        silent,
+    )
+    assert [(b.heads, b.qk_dim, b.hidden) for b in plan.blocks] == [
+        (2, 8, 64),
+        (2, 4, 32),
+        (4, 4, 64),
+        (4, 4, 64),
+    ]
 
 
 def test_run_methods_without_images_says_which_method_needs_them() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from toy_swins import SWIN
 from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.models.anatomy import slim_arch
@@ -59,10 +60,10 @@ def _error(slim: SlimViT, dense: SlimViT) -> float:
     return float((slim(images) - expected).square().mean() / expected.var(dim=0).mean())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "Swin"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_closed_form_of_all_reproduces_the_model(form: str, options: str) -> None:
-    dense = toy_model(FORMS[form])
+    dense = toy_model((FORMS | {"Swin": SWIN})[form])
     slim = _fit(dense, Counts(), OPTIONS[options])
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(slim.state_dict()[name], value, rtol=1e-5, atol=1e-6)
@@ -177,6 +178,26 @@ def test_closed_form_of_every_form_with_merges_beats_selection(form: str) -> Non
     assert _error(slim, dense) < _error(selected, dense)
 
 
+SWIN_PLANS = {
+    "heads": Counts(heads=[1, 1, 2, 2]),
+    "qk": Counts(qk_dim=3),
+    "vo": Counts(vo_dim=3),
+    "hidden": Counts(hidden=[24, 24, 48, 48]),
+    "all but the first": Counts(
+        heads=[2, 1, 3, 4], qk_dim=[8, 4, 4, 4], vo_dim=[8, 4, 4, 4], hidden=[64, 32, 64, 64]
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", SWIN_PLANS)
+def test_closed_form_of_a_swin_beats_selection(plan: str) -> None:
+    dense, counts = toy_model(SWIN), SWIN_PLANS[plan]
+    slim = _fit(dense, counts)
+    selected = slim_by_selection(dense, toy_plan(dense, counts))
+    assert slim.arch == selected.arch
+    assert _error(slim, dense) < 0.6 * _error(selected, dense)
+
+
 def test_closed_form_with_merges_and_dead_tokens_beats_selection() -> None:
     dense, counts = toy_model(), Counts(qk_dim=4, hidden=20, tokens=[14, 11, 11])
     slim = _fit(dense, counts, dead_tokens=True)
@@ -282,10 +303,11 @@ def _walk(dense: SlimViT, plan: Plan, images: Tensor) -> Iterator[tuple[SlimViT,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", STREAM_PLANS)
+@pytest.mark.parametrize("case", [*STREAM_PLANS, "Swin"])
 def test_streams_are_what_the_models_compute(case: str) -> None:
-    dense, images = toy_model(), few_cause_images(40)
-    plan = toy_plan(dense, STREAM_PLANS[case])
+    dense = toy_model(SWIN if case == "Swin" else ARCH)
+    images = few_cause_images(40, dense.arch)
+    plan = toy_plan(dense, SWIN_PLANS["all but the first"] if case == "Swin" else STREAM_PLANS[case])
     x = full = dense.embed(images)
     sizes = None
     for slim, streams, index in _walk(dense, plan, images):

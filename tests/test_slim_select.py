@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from toy_swins import toy_swin
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
+from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
@@ -145,6 +147,45 @@ def test_selection_by_index_is_exact_against_a_mask() -> None:
     dense = toy_model()
     plan = Plan((BlockPlan(2, 3, 2, 13, 17, KEPT),) * 3)
     _equal_outputs(slim_by_selection(dense, plan), _mask(dense))
+
+
+SWIN_KEPT = Kept(heads=(1,), qk=((0, 3, 7),), vo=((2, 5),), hidden=tuple(range(1, 40, 3)))
+
+
+def _mask_swin(dense: SlimViT) -> SlimViT:
+    """Return a Swin of dense dims with zeros wherever `SWIN_KEPT` keeps nothing."""
+    masked = SlimViT(dense.arch).eval().requires_grad_(False)
+    masked.load_state_dict(dense.state_dict())
+    for block in masked.blocks:
+        qk, vo = ([8 + dim for dim in dims] for dims in ((0, 3, 7), (2, 5)))
+        rows = range(8 * block.attn.heads)
+        block.attn.k.weight[[row for row in rows if row not in qk]] = 0
+        block.attn.v.weight[[row for row in rows if row not in vo]] = 0
+        hidden = range(block.mlp.fc1.out_features)
+        block.mlp.fc2.weight[:, [j for j in hidden if j not in range(1, 40, 3)]] = 0
+    return masked
+
+
+def test_selection_of_a_shifted_swin_by_index_is_exact_against_a_mask() -> None:
+    dense = toy_swin()
+    plan = Plan(tuple(BlockPlan(1, 3, 2, 13, dims.tokens_in, SWIN_KEPT) for dims in dense.arch.blocks))
+    slim = slim_by_selection(dense, plan)
+    assert slim.blocks[1].attn.position_bias is not None
+    assert slim.blocks[1].attn.position_bias.shape == (1, 16, 16)
+    _equal_outputs(slim, _mask_swin(dense))
+    assert (slim(noise_images(3, dense.arch)) - dense(noise_images(3, dense.arch))).abs().max() > 0.1
+
+
+def test_selection_of_all_reproduces_a_swin() -> None:
+    dense = toy_swin()
+    slim = slim_by_selection(dense, toy_plan(dense, Counts()))
+    assert slim.arch == dense.arch
+    assert all(torch.equal(slim.state_dict()[name], value) for name, value in dense.state_dict().items())
+
+
+def test_plan_that_takes_tokens_from_a_swin_is_refused_with_the_reason() -> None:
+    with pytest.raises(PlanError, match=r"plan.tokens: this model attends inside windows of a grid"):
+        toy_plan(toy_swin(), Counts(tokens=[64, 60, 16, 16]))
 
 
 def test_selection_without_indices_keeps_the_largest_norms() -> None:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import Tensor
+from toy_swins import toy_swin
 from toy_vits import noise_images, toy_arch, toy_model
 
 from edgevit.models.arch import Arch
-from edgevit.models.layers import SlimViT
+from edgevit.models.layers import SlimBlock, SlimViT
+from edgevit.models.windows import window_order
 from edgevit.progress import silent
 from edgevit.slim.token_weights import BlockWeights, token_weights
 
@@ -20,12 +23,26 @@ def _weigh(model: SlimViT, images: Tensor) -> list[BlockWeights]:
     return token_weights(model, len(images), iter(images.split(16)), silent)
 
 
+def _pair_bias(block: SlimBlock) -> Tensor:
+    """Return what windows mean as a bias between all tokens of the grid, [H, N, N]."""
+    window, attention = block.dims.window, block.attn
+    if window is None or attention.position_bias is None or attention.windows is None:
+        return torch.zeros(())
+    bias = torch.full((attention.heads, block.dims.tokens_in, block.dims.tokens_in), -1e9)
+    strangers = attention.windows.mask
+    for index, places in enumerate(window_order(window).view(window.count, window.area)):
+        mask = torch.zeros(()) if strangers is None else strangers[index]
+        bias[:, places.unsqueeze(1), places] = attention.position_bias + mask
+    return bias
+
+
 def _logits(model: SlimViT, image: Tensor, bumps: list[dict[str, Tensor]]) -> Tensor:
     """Run the model with something added at each place."""
     x = model.embed(image)
     for block, bump in zip(model.blocks, bumps, strict=True):
+        x = block.downsample(x)
         y = block.norm1(x)
-        scores = block.attn.queries(y) @ block.attn.keys(y).mT + bump["scores"]
+        scores = block.attn.queries(y) @ block.attn.keys(y).mT + _pair_bias(block) + bump["scores"]
         mixed = (scores.softmax(dim=-1) @ block.attn.values(y)).transpose(1, 2).flatten(2)
         x = x + block.attn.proj(mixed) + bump["attention"]
         x = x + block.mlp(block.norm2(x)) + bump["mlp"]
@@ -35,7 +52,7 @@ def _logits(model: SlimViT, image: Tensor, bumps: list[dict[str, Tensor]]) -> Te
 def _squared_gradients(model: SlimViT, images: Tensor) -> list[dict[str, Tensor]]:
     """Return, per block, the squared gradients of log p of the drawn label, one image at a time."""
     draw = torch.multinomial(model(images).softmax(-1), 1, generator=torch.Generator().manual_seed(0))
-    n, d, h = model.arch.tokens, model.arch.embed, 3
+    dims = [(block.tokens_in, block.embed, block.heads) for block in model.arch.blocks]
     rows: list[list[dict[str, Tensor]]] = []
     for image, label in zip(images, draw.flatten(), strict=True):
         bumps = [
@@ -44,7 +61,7 @@ def _squared_gradients(model: SlimViT, images: Tensor) -> list[dict[str, Tensor]
                 "mlp": torch.zeros(1, n, d, requires_grad=True),
                 "scores": torch.zeros(1, h, n, n, requires_grad=True),
             }
-            for _ in model.blocks
+            for n, d, h in dims
         ]
         _logits(model, image[None], bumps).log_softmax(-1)[0, label].backward()
         rows.append([{key: _grad(value) for key, value in bump.items()} for bump in bumps])
@@ -63,8 +80,9 @@ def _half_uniform(values: Tensor, mean: Tensor) -> Tensor:
     return 0.5 + 0.5 * values / mean
 
 
-def test_weights_equal_a_direct_gradient_image_by_image() -> None:
-    model, images = toy_model(_arch()), noise_images(6)
+@pytest.mark.parametrize("model", [toy_model(_arch()), toy_swin()], ids=["ViT", "Swin"])
+def test_weights_equal_a_direct_gradient_image_by_image(model: SlimViT) -> None:
+    images = noise_images(6, model.arch)
     found, expected = _weigh(model, images), _squared_gradients(model, images)
     for block, squares in zip(found, expected, strict=True):
         attention, mlp = squares["attention"].sum(-1), squares["mlp"].sum(-1)

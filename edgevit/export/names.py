@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -176,7 +176,7 @@ def _node_name(node: ir.Node, place: str, call: str | None) -> str:
 def _deed(node: ir.Node) -> str:
     """Say what a node does, in a word."""
     if node.op_type == "MatMul":
-        if any(user.op_type == "Softmax" for user in _through_add(node)):
+        if any(user.op_type == "Softmax" for user in _behind(node)):
             return "logits"
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
         if producer is not None and producer.op_type == "Softmax":
@@ -192,9 +192,12 @@ def _snake(op_type: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", op_type).lower()
 
 
-def _through_add(node: ir.Node) -> list[ir.Node]:
-    users = list(node.successors())
-    return users + [after for user in users if user.op_type == "Add" for after in user.successors()]
+def _behind(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield what reads a node's output, also through sums (with biases, sizes, masks) and their layouts."""
+    for user in node.successors():
+        yield user
+        if user.op_type in ("Add", "Reshape"):
+            yield from _behind(user)
 
 
 def _constant_name(node: ir.Node) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch.export import Dim
 from edgevit.errors import ExportError
 from edgevit.export.names import name_graph
 from edgevit.export.opset import to_opset_17
-from edgevit.export.rewrite import simplify_graph
+from edgevit.export.rewrite import constants_as_nodes, simplify_graph
 from edgevit.models.layers import SlimViT
 from edgevit.version import __version__
 
@@ -68,6 +69,8 @@ def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
         raise ValueError(f"batch: expected 1 or more, or None for any, got {options.batch}")
     with _silence():
         graph_model = _trace(model, options)
+        # Constants of the model's forms (windows, their masks) come among the weights.
+        constants_as_nodes(graph_model, {name for name, _ in model.named_parameters()})
         _finish(graph_model, options)
     if options.simplify:
         from edgevit.export.simplify import simplify_checked
@@ -127,14 +130,16 @@ def _strip(model: ir.Model) -> None:
 
 
 def _name_batch(graph: ir.Graph) -> None:
-    """Give the one symbolic size a name; torch numbers its symbols anew for each trace."""
+    """Give the one symbolic size, and its multiples, a name; torch numbers its symbols for each trace."""
     symbols = {str(size) for size in graph.inputs[0].shape or () if not isinstance(size, int)}
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
         shape = value.shape
         for axis, size in enumerate(shape if shape is not None else ()):
-            if str(size) in symbols:
-                assert shape is not None
-                shape[axis] = BATCH_NAME
+            named = str(size)
+            for symbol in symbols:
+                named = re.sub(rf"\b{symbol}\b", BATCH_NAME, named)
+            if shape is not None and named != str(size):
+                shape[axis] = named
 
 
 def _describe(model: ir.Model, options: ExportOptions) -> None:

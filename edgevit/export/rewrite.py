@@ -38,6 +38,8 @@ def simplify_graph(model: ir.Model) -> None:
     _replace_uniform_values(model.graph)
     _drop_needless_expands(model.graph)
     _merge_transposes(model.graph)
+    _merge_reshapes(model.graph)
+    _replace_values(model.graph, _without_copy)
     _halve_gelu_last(model.graph)
     RemoveUnusedNodesPass()(model)
     _fold(model, parameters)
@@ -272,6 +274,14 @@ def _merge_transposes(graph: ir.Graph) -> None:
             first, second = _permutation(before), _permutation(node)
             node.replace_input_with(0, before.inputs[0])
             node.attributes.add(ir.AttrInt64s("perm", [first[axis] for axis in second]))
+
+
+def _merge_reshapes(graph: ir.Graph) -> None:
+    """Feed a Reshape to known sizes with what the Reshape before it got."""
+    for node in list(graph):
+        before = _producer(node.inputs[0], "Reshape") if node.op_type == "Reshape" else None
+        if before is not None and constant_of(node.inputs[1]) is not None:
+            node.replace_input_with(0, before.inputs[0])
 
 
 def _halve_gelu_last(graph: ir.Graph) -> None:

@@ -24,8 +24,9 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
     dims: dict[str, Dims] = {
         "patch_embed.weight": (embed, channels, *arch.patch),
         "patch_embed.bias": (embed,),
-        "position": (1, arch.patches, embed),
     }
+    if arch.position:
+        dims["position"] = (1, arch.patches, embed)
     if arch.prefix:
         dims["prefix"] = (1, arch.prefix, embed)
     if arch.pre_norm:
@@ -41,6 +42,11 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
 
 def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
     embed, qk, vo = block.embed, block.heads * block.qk_dim, block.heads * block.vo_dim
+    if block.downsampled_from is not None:
+        four = 4 * block.downsampled_from
+        yield from (_norm("downsample.norm", four) | {"downsample.reduction.weight": (four, embed)}).items()
+    if block.window is not None:
+        yield "attn.position_bias", (block.heads, block.window.area, block.window.area)
     yield from (_norm("norm1", embed) | _norm("norm2", embed)).items()
     yield from {
         "attn.q.weight": (embed, qk),

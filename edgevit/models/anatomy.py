@@ -16,6 +16,11 @@ def read_anatomy(arch: Arch) -> Anatomy:
             "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm "
             "would see other statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
         )
+    if any(block.window is not None for block in arch.blocks):
+        refused["tokens"] = (
+            "this model attends inside windows of a grid, and merges its patches 2 x 2: without some of the "
+            "tokens there is no grid, so all stay. Cut heads, qk_dim, vo_dim or hidden."
+        )
     # Tokens that an earlier slimming dropped as dead can come back: they were not merged into others.
     tokens = [b.tokens_out if b.queries == b.tokens_in else b.tokens_in for b in arch.blocks]
     blocks = tuple(
@@ -30,6 +35,8 @@ def slim_arch(arch: Arch, plan: Plan) -> Arch:
     blocks: list[BlockDims] = []
     tokens = arch.tokens
     for index, (dense, block) in enumerate(zip(arch.blocks, plan.blocks, strict=True)):
+        if dense.downsampled_from is not None:
+            tokens = dense.tokens_in
         last = index == len(plan.blocks) - 1
         dead = last and plan.dead_tokens and arch.read_tokens is not None
         queries = arch.read_tokens if dead and arch.read_tokens is not None else tokens

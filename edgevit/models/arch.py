@@ -22,6 +22,25 @@ NormPlace = Literal["before-pool", "after-pool", "none"]
 
 
 @dataclass(frozen=True)
+class Window:
+    """How the tokens of a block stand on a grid, and the windows inside which they attend; heights first."""
+
+    size: tuple[int, int]
+    shift: tuple[int, int]  # 0, 0: the windows stand where the grid begins
+    grid: tuple[int, int]  # a multiple of `size`
+
+    @property
+    def area(self) -> int:
+        """Return the number of tokens of one window."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def count(self) -> int:
+        """Return the number of windows."""
+        return self.grid[0] * self.grid[1] // self.area
+
+
+@dataclass(frozen=True)
 class BlockDims:
     """Dims of one transformer block.
 
@@ -37,6 +56,14 @@ class BlockDims:
     tokens_out: int
     queries: int
     embed: int  # width of the residual stream
+    window: Window | None = None  # None: every token attends to every other
+    downsampled_from: int | None = None
+    """Width in front of the block where 2 x 2 tokens are merged into one of its `tokens_in` first."""
+
+    @property
+    def attended(self) -> int:
+        """Return the number of tokens that each token attends to."""
+        return self.tokens_in if self.window is None else self.window.area
 
     @property
     def merged(self) -> int:
@@ -46,7 +73,10 @@ class BlockDims:
 
 @dataclass(frozen=True)
 class Arch:
-    """Dims and forms of a plain Vision Transformer; LayerScale is folded into the projections."""
+    """Dims and forms of a Vision Transformer of any family; LayerScale is folded into the projections.
+
+    What a family has that others lack is a field here or in `BlockDims`, whose default is a plain ViT's.
+    """
 
     image: tuple[int, int, int]  # channels, height, width
     patch: tuple[int, int]
@@ -61,6 +91,7 @@ class Arch:
     qkv_bias: bool
     scale: float  # of the dense model's attention logits; frozen, never computed from qk_dim
     blocks: tuple[BlockDims, ...]
+    position: bool = True  # whether each patch's position is added to its token
 
     @property
     def embed(self) -> int:
@@ -107,11 +138,19 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
         )
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
-        blocks = tuple(BlockDims(**block) for block in fields.pop("blocks"))
+        blocks = tuple(_block_from_json(block) for block in fields.pop("blocks"))
         arch = Arch(**{**fields, "blocks": blocks})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{where}: the arch is incomplete or has unknown keys: {error}") from error
     return dataclasses.replace(arch, image=_three(arch.image), patch=(arch.patch[0], arch.patch[1]))
+
+
+def _block_from_json(data: dict[str, Any]) -> BlockDims:
+    block = BlockDims(**data)
+    if block.window is None:
+        return block
+    window = Window(**{key: (value[0], value[1]) for key, value in data["window"].items()})
+    return dataclasses.replace(block, window=window)
 
 
 def _three(values: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgevit.models.arch import Activation, Arch, BlockDims
+from edgevit.models.downsample import Downsample
+from edgevit.models.windows import Windows
 
 
 class SlimAttention(nn.Module):
-    """Multi-head attention with its own number of heads, QK dims and VO dims; the softmax scale is given."""
+    """Multi-head attention with its own number of heads, QK dims and VO dims; the softmax scale is given.
+
+    Where the block has windows, what comes in is `split` into them first and what goes out is `join`ed: each
+    window is then a sequence of its own, and B and N below are those of the windows.
+    """
 
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
@@ -31,6 +37,17 @@ class SlimAttention(nn.Module):
         self.q_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
         self.proj = nn.Linear(dims.heads * dims.vo_dim, dims.embed)
+        self.windows = None if dims.window is None else Windows(dims.window)
+        area = 0 if dims.window is None else dims.window.area
+        self.position_bias = nn.Parameter(torch.zeros(dims.heads, area, area)) if area else None
+
+    def split(self, y: Tensor) -> Tensor:
+        """Cut tokens [B, N, D] into windows, where the block has them."""
+        return y if self.windows is None else self.windows.split(y)
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """Put what leaves the windows together again, where the block has them."""
+        return mixed if self.windows is None else self.windows.join(mixed)
 
     def queries(self, y: Tensor) -> Tensor:
         """Map [B, Q, D] to scaled queries [B, H, Q, K]."""
@@ -47,8 +64,8 @@ class SlimAttention(nn.Module):
         v: Tensor = self.v(y).unflatten(-1, (self.heads, self.vo_dim)).transpose(1, 2)
         return v  # [B, H, N, V]
 
-    def mix(self, y: Tensor, keys: Tensor, queries: int, sizes: Tensor | None) -> Tensor:
-        """Return the heads' outputs side by side, before the projection: [B, Q, H*V].
+    def logits(self, y: Tensor, keys: Tensor, queries: int, sizes: Tensor | None) -> Tensor:
+        """Return what the softmax gets, [B, H, Q, N].
 
         Args:
             y: normalised tokens, [B, N, D].
@@ -60,7 +77,13 @@ class SlimAttention(nn.Module):
         logits = self.queries(y[:, :queries]) @ keys.transpose(-2, -1)  # [B, H, Q, N]
         if sizes is not None:
             logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)  # [B, 1, 1, N]
-        mixed = logits.softmax(dim=-1) @ self.values(y)  # [B, H, Q, V]
+        if self.position_bias is None or self.windows is None:
+            return logits
+        return self.windows.block_strangers(logits + self.position_bias)
+
+    def mix(self, y: Tensor, keys: Tensor, queries: int, sizes: Tensor | None) -> Tensor:
+        """Return the heads' outputs side by side, [B, Q, H*V], from the arguments of `logits`."""
+        mixed = self.logits(y, keys, queries, sizes).softmax(dim=-1) @ self.values(y)  # [B, H, Q, V]
         return mixed.transpose(1, 2).flatten(2)  # [B, Q, H*V]
 
 
@@ -140,12 +163,17 @@ def _by_order(x: Tensor, order: Tensor) -> Tensor:
 
 
 class SlimBlock(nn.Module):
-    """Pre-norm transformer block; merges tokens after the attention when its dims say so."""
+    """Pre-norm transformer block; merges tokens after the attention when its dims say so.
+
+    A block in front of which 2 x 2 patches are merged does that itself, so that models of all families are
+    a row of blocks.
+    """
 
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
         self.dims, self.arch = dims, arch
         self.prefix = arch.prefix
+        self.downsample = _downsample(dims, arch)
         self.norm1 = nn.LayerNorm(dims.embed, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)
         self.norm2 = nn.LayerNorm(dims.embed, arch.norm_eps)
@@ -162,17 +190,26 @@ class SlimBlock(nn.Module):
 
     def attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map tokens [B, N, D] and their sizes to those that the MLP gets: attention, and merging."""
-        y = self.norm1(x)
+        x = self.downsample(x)
+        y = self.attn.split(self.norm1(x))
         keys = self.attn.keys(y)
-        mixed = self.attn.mix(y, keys, self.dims.queries, sizes)
+        mixed = self.attn.join(self.attn.mix(y, keys, self.dims.queries, sizes))
         x = x[:, : self.dims.queries] + self.attn.proj(mixed)
         if self.dims.merged:
             x, sizes = pool_tokens(x, sizes, self.match(keys))
         return x, sizes
 
 
+def _downsample(dims: BlockDims, arch: Arch) -> nn.Module:
+    if dims.downsampled_from is None:
+        return nn.Identity()
+    assert dims.window is not None  # only families with a grid merge patches
+    rows, columns = dims.window.grid
+    return Downsample((2 * rows, 2 * columns), (dims.downsampled_from, dims.embed), arch.norm_eps)
+
+
 class SlimViT(nn.Module):
-    """Vision Transformer built from an `Arch`: dense when converted from timm, smaller after slimming.
+    """Vision Transformer of any family, built from an `Arch`: dense when converted, smaller after slimming.
 
     Exact simplifications hold for both: LayerScale, value bias and the prefix tokens' positions are folded
     into their neighbours, and the key bias is gone (`SlimAttention`).
@@ -183,7 +220,8 @@ class SlimViT(nn.Module):
         self.arch = arch
         self.patch_embed = nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
         self.prefix = nn.Parameter(torch.zeros(1, arch.prefix, arch.embed))  # position already added
-        self.position = nn.Parameter(torch.zeros(1, arch.patches, arch.embed))
+        position = torch.zeros(1, arch.patches, arch.embed)
+        self.position = nn.Parameter(position) if arch.position else None
         self.norm_pre = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.pre_norm else nn.Identity()
         blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
         self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
@@ -195,7 +233,9 @@ class SlimViT(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the tokens that enter block 0, [B, N, D]."""
-        x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.position  # [B, N - P, D]
+        x = self.patch_embed(image).flatten(2).transpose(1, 2)  # [B, N - P, D]
+        if self.position is not None:
+            x = x + self.position
         if self.arch.prefix:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
         out: Tensor = self.norm_pre(x)

@@ -25,7 +25,7 @@ from edgevit.schema import OptionValue, nearest
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"
 
-_VIT_MODULES = ["vision_transformer", "deit"]
+_MODULES = ["vision_transformer", "deit", "swin_transformer"]
 """Where timm defines the models that edgevit reads; others are not worth suggesting."""
 
 
@@ -54,7 +54,7 @@ def load_model(source: ModelSource) -> LoadedModel:
 
     Raises:
         RecipeError: an unknown name, or options that timm does not take.
-        UnsupportedModelError: a model that is no plain ViT.
+        UnsupportedModelError: a model of no family or form that edgevit knows.
         WeightsError: weights that cannot be read or are of another model.
     """
     directory = Path(source.name)
@@ -117,7 +117,7 @@ def _read_arch_file(found: object, where: Path) -> _ArchFile:
 
 
 def _load_timm(source: ModelSource) -> LoadedModel:
-    from edgevit.models.vit import from_timm
+    from edgevit.models.families import from_timm
 
     model = _create(source)
     if source.weights is not None:
@@ -131,7 +131,7 @@ def _create(source: ModelSource) -> nn.Module:
     import timm
 
     if not timm.is_model(source.name):
-        close = nearest(source.name.split("/")[-1], timm.list_models(module=_VIT_MODULES))
+        close = nearest(source.name.split("/")[-1], timm.list_models(module=_MODULES))
         hint = (
             f" Did you mean {', '.join(close)}?" if close else " `timm.list_models('*vit*')` lists the names."
         )
@@ -159,15 +159,17 @@ def _create(source: ModelSource) -> nn.Module:
 
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     """Load a weights file strictly, after timm's own renaming of published checkpoints."""
-    from timm.models.vision_transformer import checkpoint_filter_fn
+    from timm.models import swin_transformer, vision_transformer
 
     found = read_weights(path)
     expected = model.state_dict()
+    is_swin = isinstance(model, swin_transformer.SwinTransformer)
+    rename = (swin_transformer if is_swin else vision_transformer).checkpoint_filter_fn
     _check_patch(found, expected, name, path)
     if found.keys() != expected.keys() or _shapes_differ(found.get("pos_embed"), expected.get("pos_embed")):
         # A layout that timm does not rename stays as it is: the comparison below says what differs.
         with contextlib.suppress(KeyError, RuntimeError, AttributeError, IndexError):
-            found = checkpoint_filter_fn(dict(found), model)
+            found = rename(dict(found), model)
     check_weights(found, expected, str(path), name)
     model.load_state_dict(found)
 

@@ -8,39 +8,35 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from edgevit.errors import UnsupportedModelError
-from edgevit.models.arch import Activation, Arch, BlockDims, NormPlace, Reads
+from edgevit.models.arch import Arch, BlockDims, NormPlace, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
+from edgevit.models.timm_blocks import (
+    activation_name,
+    copy_affine,
+    copy_block,
+    refuse_forms,
+    unknown_mlp_forms,
+    unknown_norms,
+)
 
-_Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
 
-
-def from_timm(model: nn.Module, name: str) -> SlimViT:
-    """Convert a timm ViT into a dense `SlimViT` with equal outputs (to fp32 rounding).
+def from_vit(model: VisionTransformer, name: str) -> SlimViT:
+    """Convert a plain timm ViT into a dense `SlimViT` with equal outputs (to fp32 rounding).
 
     Args:
         model: what `timm.create_model` returned, with a classifier.
         name: what the user called it; used in messages.
 
     Raises:
-        UnsupportedModelError: not a plain ViT; every form that edgevit does not know is listed.
+        UnsupportedModelError: a form that edgevit does not know; each is listed.
     """
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModelError(
-            f"model {name}: expected a Vision Transformer (timm's VisionTransformer), got "
-            f"{type(model).__name__}. edgevit slims ViT and DeiT models; see `edgevit inspect --help`."
-        )
-    problems = _unknown_forms(model)
-    if problems:
-        raise UnsupportedModelError(
-            f"model {name} is a Vision Transformer of a form that edgevit cannot slim yet:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
+    refuse_forms(name, "Vision Transformer", _unknown_forms(model))
     slim = SlimViT(_read_arch(model)).eval()
     with torch.no_grad():
         _copy_stem_and_head(model, slim)
         for source, target in zip(model.blocks, slim.blocks, strict=True):
-            _copy_block(source, target)
+            factors = _layer_scale(source.ls1, target), _layer_scale(source.ls2, target)
+            copy_block(source, target, factors)
     return slim
 
 
@@ -63,9 +59,7 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
         (model.dynamic_img_size, "dynamic_img_size = true: an exported graph has one image size"),
     ]
     problems = [problem for found, problem in checks if found]
-    for norm in {type(model.norm), type(model.fc_norm), type(model.norm_pre)}:
-        if not issubclass(norm, nn.LayerNorm | nn.Identity):
-            problems.append(f"norm {norm.__name__} where LayerNorm is expected")
+    problems += unknown_norms((model.norm, model.fc_norm, model.norm_pre))
     for index, block in enumerate(model.blocks):
         problems += [f"blocks.{index}: {problem}" for problem in _unknown_block_forms(block)]
     return problems
@@ -75,39 +69,19 @@ def _unknown_block_forms(block: Block) -> list[str]:
     if type(block) is not Block:
         return [f"block {type(block).__name__} where timm's Block is expected"]
     if type(block.attn) is not Attention or type(block.mlp) is not layers.Mlp:
-        return [
-            f"{type(block.attn).__name__} and {type(block.mlp).__name__} where Attention and Mlp are expected"
-        ]
+        found = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
+        return [f"{found} where Attention and Mlp are expected"]
     checks = [
         (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_norm)"),
         (getattr(block.attn, "gate", None) is not None, "gated attention"),
-        (not isinstance(block.mlp.norm, nn.Identity), "a norm inside the MLP (scale_mlp_norm)"),
-        (not isinstance(block.mlp.fc1, nn.Linear), "an MLP of convolutions"),
-        (_activation_name(block.mlp.act) is None, f"activation {type(block.mlp.act).__name__}"),
     ]
     problems = [problem for found, problem in checks if found]
-    for norm in (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm):
-        if not isinstance(norm, nn.LayerNorm | nn.Identity):
-            problems.append(f"norm {type(norm).__name__} where LayerNorm is expected")
+    problems += unknown_norms((block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm))
+    problems += unknown_mlp_forms(block.mlp)
     for scale in (block.ls1, block.ls2):
         if not isinstance(scale, layers.LayerScale | nn.Identity):
             problems.append(f"{type(scale).__name__} where LayerScale is expected")
     return problems
-
-
-def _activation_name(activation: nn.Module) -> Activation | None:
-    match activation:
-        case nn.GELU(approximate="tanh") | layers.GELUTanh():
-            return "gelu-tanh"
-        case nn.GELU() | layers.GELU():
-            return "gelu"
-        case layers.QuickGELU():
-            return "quick-gelu"
-        case nn.ReLU():
-            return "relu"
-        case nn.SiLU():
-            return "silu"
-    return None
 
 
 def _read_arch(model: VisionTransformer) -> Arch:
@@ -115,7 +89,7 @@ def _read_arch(model: VisionTransformer) -> Arch:
     height, width = embedding.img_size
     prefix = int(model.num_prefix_tokens)
     tokens = prefix + int(embedding.num_patches)
-    activation = _activation_name(first.mlp.act)
+    activation = activation_name(first.mlp.act)
     assert activation is not None
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     return Arch(
@@ -162,17 +136,18 @@ def _norm_place(model: VisionTransformer) -> NormPlace:
 
 
 def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
-    _copy_linear(source.patch_embed.proj, target.patch_embed)
+    copy_affine(source.patch_embed.proj, target.patch_embed)
     prefix, position = _prefix_and_position(source, target.arch)
     target.prefix.copy_(prefix)
+    assert target.position is not None  # only families with windows have none
     target.position.copy_(position)
     if isinstance(target.norm_pre, nn.LayerNorm):
-        _copy_linear(source.norm_pre, target.norm_pre)
+        copy_affine(source.norm_pre, target.norm_pre)
     if isinstance(target.norm, nn.LayerNorm):
-        _copy_linear(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
-    _copy_linear(source.head, target.head)
+        copy_affine(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
+    copy_affine(source.head, target.head)
     if target.head_dist is not None:
-        _copy_linear(source.head_dist, target.head_dist)
+        copy_affine(source.head_dist, target.head_dist)
 
 
 def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, Tensor]:
@@ -190,43 +165,9 @@ def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, 
     return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
 
 
-def _copy_block(source: Block, target: SlimBlock) -> None:
-    _copy_linear(source.norm1, target.norm1)
-    _copy_linear(source.norm2, target.norm2)
-    attention, slim = source.attn, target.attn
-    for part, weight in zip((slim.q, slim.k, slim.v), attention.qkv.weight.chunk(3), strict=True):
-        part.weight.copy_(weight)
-    scale1, scale2 = _layer_scale(source.ls1, target), _layer_scale(source.ls2, target)
-    out_bias = (
-        torch.zeros_like(slim.proj.bias) if attention.proj.bias is None else attention.proj.bias.clone()
-    )
-    if attention.qkv.bias is not None:
-        q_bias, k_bias, v_bias = attention.qkv.bias.chunk(3)
-        slim.q.bias.copy_(q_bias)
-        if slim.k.bias is not None:
-            slim.k.bias.copy_(k_bias)
-        out_bias += attention.proj.weight @ v_bias
-    for norm, target_norm in ((attention.q_norm, slim.q_norm), (attention.k_norm, slim.k_norm)):
-        if isinstance(target_norm, nn.LayerNorm):
-            _copy_linear(norm, target_norm)
-    slim.proj.weight.copy_(attention.proj.weight * scale1.unsqueeze(1))
-    slim.proj.bias.copy_(out_bias * scale1)
-    _copy_linear(source.mlp.fc1, target.mlp.fc1)
-    _copy_linear(source.mlp.fc2, target.mlp.fc2)
-    target.mlp.fc2.weight.mul_(scale2.unsqueeze(1))
-    target.mlp.fc2.bias.mul_(scale2)
-
-
 def _layer_scale(scale: layers.LayerScale | nn.Identity, target: SlimBlock) -> Tensor:
     """Return LayerScale's factors, [D]; ones where the block has none."""
     if isinstance(scale, nn.Identity):
         return torch.ones_like(target.norm1.weight)
     factors: Tensor = scale.gamma
     return factors
-
-
-def _copy_linear(source: _Affine, target: _Affine) -> None:
-    """Copy weight and bias; a bias that the source lacks is zero."""
-    target.weight.copy_(source.weight)
-    if target.bias is not None:
-        target.bias.copy_(torch.zeros_like(target.bias) if source.bias is None else source.bias)

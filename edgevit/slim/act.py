@@ -103,11 +103,16 @@ def _cuts_no_weights(dense: SlimViT, plan: Plan) -> bool:
 
 def _check_enough(dense: SlimViT, images: Images) -> None:
     """Refuse a calibration set whose covariances would not have full rank."""
-    widest = max(max(block.hidden, block.heads * block.vo_dim) for block in dense.arch.blocks)
-    least = math.ceil(_ROWS_PER_DIM * widest / dense.arch.tokens)
+    needed = [
+        (math.ceil(_ROWS_PER_DIM * max(block.hidden, block.heads * block.vo_dim) / block.tokens_in), index)
+        for index, block in enumerate(dense.arch.blocks)
+    ]
+    least, index = max(needed, key=lambda pair: pair[0])
     if len(images) < least:
+        block = dense.arch.blocks[index]
         raise ImagesError(
-            f"calibration.images: the closed form needs at least {least} images for this model ({widest} "
-            f"dims in its widest layer, {dense.arch.tokens} tokens an image), got {len(images)}. "
+            f"calibration.images: the closed form needs at least {least} images for this model "
+            f"({max(block.hidden, block.heads * block.vo_dim)} dims in the widest layer of blocks.{index}, "
+            f"{block.tokens_in} tokens an image), got {len(images)}. "
             "Give it that many or more: accuracy grows with them, and so does the time."
         )

@@ -10,18 +10,21 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimAttention, TokenMatch
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
-from edgevit.slim.site import Site, write_linear
+from edgevit.slim.site import Site, write_linear, write_position_bias
 
 
 def fit_attention(site: Site) -> list[TokenMatch]:
-    """Fit the cut attention and move both streams behind it.
+    """Fit the cut attention and move both streams behind it, and behind the patch merging in front of it.
 
     Returns:
         The token matches of each batch of images; empty when the block merges nothing.
     """
+    if isinstance(site.full.downsample, Downsample):
+        site.streams.downsample(site.full.downsample)
     if not site.streams.drifted and _uncut(site):
         site.cut.attn.load_state_dict(site.full.attn.state_dict())
         return _step_equal(site)
@@ -45,8 +48,10 @@ def _normed(site: Site, part: slice) -> Tensor:
     return y
 
 
-def _mix(site: Site, attention: SlimAttention, y: Tensor, part: slice) -> Tensor:
-    return attention.mix(y, attention.keys(y), y.shape[1], site.streams.sizes_of(part))
+def _mix(attention: SlimAttention, y: Tensor, sizes: Tensor | None) -> Tensor:
+    """Return the heads' outputs side by side for all tokens, [b, N', H*V]."""
+    y = attention.split(y)
+    return attention.join(attention.mix(y, attention.keys(y), y.shape[1], sizes))
 
 
 def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
@@ -61,7 +66,7 @@ def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
         return torch.arange(attention.heads), out
     moments = Moments()
     for part in site.streams.slices():
-        mixed = _mix(site, attention, _normed(site, part), part)
+        mixed = _mix(attention, _normed(site, part), site.streams.sizes_of(part))
         moments.add(mixed.flatten(0, 1), site.token_weights(site.weights.attention, part))
     return closed_form.eliminate_heads(out, moments.covariance, attention.heads, site.cut.attn.heads)
 
@@ -83,6 +88,8 @@ def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
         slim.load_state_dict(target.state_dict())
     wide.q_norm, wide.k_norm = cut.q_norm, cut.k_norm
     write_linear(wide.v, _head_rows(full.v.weight, full.heads, heads).flatten(0, 1), None)
+    for target in (wide, cut):
+        write_position_bias(full, target, heads)
     return wide
 
 
@@ -121,11 +128,11 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
     matches: list[TokenMatch] = []
     for part in site.streams.slices():
         y = _normed(site, part)
-        keys = wide.keys(y)
+        sizes = site.streams.sizes_of(part)
         if site.cut.dims.merged:
-            matches.append(site.cut.match(keys))
-        u = wide.mix(y, keys, y.shape[1], site.streams.sizes_of(part))
-        whole = u if _same_attention(site) else _mix(site, full, y, part)
+            matches.append(site.cut.match(wide.keys(y)))
+        u = _mix(wide, y, sizes)
+        whole = u if _same_attention(site) else _mix(full, y, sizes)
         site.streams.dense[part] = _dense_after(site, part)
         target = site.target(full.proj(whole), part)
         weights = site.token_weights(site.weights.attention, part)
@@ -173,8 +180,7 @@ def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttenti
 def _dense_after(site: Site, part: slice) -> Tensor:
     """Return the dense stream behind the full attention, [b, N, D]."""
     stream, attention = site.streams.dense[part], site.full.attn
-    y = site.full.norm1(stream)
-    after: Tensor = stream + attention.proj(attention.mix(y, attention.keys(y), stream.shape[1], None))
+    after: Tensor = stream + attention.proj(_mix(attention, site.full.norm1(stream), None))
     return after
 
 

@@ -16,7 +16,7 @@ from edgevit.models.anatomy import slim_arch
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
-from edgevit.slim.site import copy_shared, write_linear
+from edgevit.slim.site import copy_shared, write_linear, write_position_bias
 
 
 def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None = None) -> SlimViT:
@@ -69,6 +69,7 @@ def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block
         )
         write_linear(layer, _rows(source.weight, full.heads, heads, rows).flatten(0, 1), bias)
     write_linear(cut.proj, _take(out, vo).flatten(0, 1).T, full.proj.bias)
+    write_position_bias(full, cut, heads)
 
 
 def _per_head(chosen: tuple[tuple[int, ...], ...] | None, scores: Tensor, keep: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.layers import SlimBlock, SlimViT
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimViT
 from edgevit.slim.stream import Streams
 from edgevit.slim.token_weights import BlockWeights
 
@@ -66,12 +66,23 @@ def write_linear(target: nn.Linear, weight: Tensor, bias: Tensor | None) -> None
             target.bias.copy_(bias)
 
 
+def write_position_bias(full: SlimAttention, cut: SlimAttention, heads: Tensor) -> None:
+    """Copy the relative position biases of the heads that stay, where there are any."""
+    if full.position_bias is not None and cut.position_bias is not None:
+        with torch.no_grad():
+            cut.position_bias.copy_(full.position_bias[heads])
+
+
 def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
-    """Copy everything that no plan cuts: embedding, norms, head."""
+    """Copy everything that no plan cuts: embedding, norms, patch merging, head."""
     shared = {
         key: value
         for key, value in dense.state_dict().items()
-        if not key.startswith("blocks.") or key.split(".")[2].startswith("norm") or "_norm." in key
+        if not key.startswith("blocks.") or _no_plan_cuts(key.split(".", 2)[2])
     }
     missing = slim.load_state_dict(shared, strict=False)
     assert not missing.unexpected_keys
+
+
+def _no_plan_cuts(name: str) -> bool:
+    return name.startswith(("norm", "downsample.")) or "_norm." in name

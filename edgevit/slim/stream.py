@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimViT, TokenMatch, pool_tokens
 from edgevit.progress import Progress
 from edgevit.slim.token_weights import BlockWeights, token_weights
@@ -47,6 +48,12 @@ class Streams:
     def follow_dense(self) -> None:
         """Let the slim stream stand where the dense one stands: nothing was cut so far."""
         self.slim = self.dense.clone()
+
+    def downsample(self, layer: Downsample) -> None:
+        """Merge patches 2 x 2 in both streams."""
+        self.dense = torch.cat([layer(self.dense[part]) for part in self.slices()])
+        self.slim = torch.cat([layer(self.slim[part]) for part in self.slices()])
+        self.home = _everyone_at_home(*self.dense.shape[:2])
 
     def pooled_dense(self, part: slice) -> Tensor:
         """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D]."""
@@ -98,9 +105,13 @@ def open_streams(
     if weighted:
         weights = token_weights(model, n, batches(), progress)
     else:
-        weights = [_equal_weights(block.attn.heads, n, tokens) for block in model.blocks]
-    home = torch.arange(tokens).repeat(n, 1)
-    return Streams(stream, stream.clone(), None, home, weights)
+        weights = [_equal_weights(block.attn.heads, n, block.dims.tokens_in) for block in model.blocks]
+    return Streams(stream, stream.clone(), None, _everyone_at_home(n, tokens), weights)
+
+
+def _everyone_at_home(images: int, tokens: int) -> Tensor:
+    """Return where each original token lives before any merge: [n, N]."""
+    return torch.arange(tokens).repeat(images, 1)
 
 
 def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:

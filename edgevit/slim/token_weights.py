@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edgevit.models.layers import SlimViT
+from edgevit.models.layers import SlimAttention, SlimViT
 from edgevit.progress import Progress
 
 _PIECE = 8  # images whose activations are held for the gradient
@@ -49,7 +49,8 @@ def _squared_gradients(model: SlimViT, images: Tensor, generator: torch.Generato
     objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
     wanted = [*places.attention, *places.mlp, *places.scores]
     gradients = torch.autograd.grad(objective, wanted)
-    return [_sum_channels(*of_block) for of_block in zip(*_thirds(gradients), strict=True)]
+    parts = zip(model.blocks, *_thirds(gradients), strict=True)
+    return [_sum_channels(block.attn, *of_block) for block, *of_block in parts]
 
 
 def _thirds(values: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -71,10 +72,11 @@ def _forward(model: SlimViT, images: Tensor) -> _Places:
     x.requires_grad_()
     places = _Places(x, [], [], [])
     for block in model.blocks:
-        y = block.norm1(x)
-        scores = block.attn.queries(y) @ block.attn.keys(y).mT  # [B, H, N, N]
+        x = block.downsample(x)
+        y = block.attn.split(block.norm1(x))
+        scores = block.attn.logits(y, block.attn.keys(y), y.shape[1], None)  # [B, H, N, N], for each window
         mixed = (scores.softmax(dim=-1) @ block.attn.values(y)).transpose(1, 2).flatten(2)
-        middle = x + block.attn.proj(mixed)
+        middle = x + block.attn.proj(block.attn.join(mixed))
         x = middle + block.mlp(block.norm2(middle))
         places.attention.append(middle)
         places.mlp.append(x)
@@ -82,11 +84,12 @@ def _forward(model: SlimViT, images: Tensor) -> _Places:
     return places._replace(logits=model.classify(x, None))
 
 
-def _sum_channels(attention: Tensor, mlp: Tensor, scores: Tensor) -> BlockWeights:
-    squared = scores.square()  # [B, H, N, N]
-    return BlockWeights(
-        attention.square().sum(dim=-1), mlp.square().sum(dim=-1), squared.sum(dim=-1), squared.sum(dim=-2)
-    )
+def _sum_channels(layer: SlimAttention, attention: Tensor, mlp: Tensor, scores: Tensor) -> BlockWeights:
+    squared = scores.square()  # [B, H, N, N], for each window
+    rows, columns = (
+        layer.join(squared.sum(dim=axis).transpose(1, 2)).transpose(1, 2) for axis in (-1, -2)
+    )  # [B, H, N] on the grid
+    return BlockWeights(attention.square().sum(dim=-1), mlp.square().sum(dim=-1), rows, columns)
 
 
 def _half_uniform(parts: tuple[BlockWeights, ...]) -> BlockWeights:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevit.cost import model_cost
 from edgevit.export.graph_cost import graph_cost
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.models.vit import from_timm
+from edgevit.models.families import from_timm
 
 
 @dataclass(frozen=True)

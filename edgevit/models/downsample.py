@@ -1,0 +1,33 @@
+"""Patch merging: 2 x 2 neighbouring tokens of a grid become one wider token."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Downsample(nn.Module):
+    """Maps [B, N, D] to [B, N / 4, D']: four neighbours side by side, a norm, and a linear layer.
+
+    Reference: Liu et al. 2021, Swin Transformer, arXiv:2103.14030, section 3.1.
+    """
+
+    def __init__(self, grid: tuple[int, int], widths: tuple[int, int], norm_eps: float) -> None:
+        """Make the layer.
+
+        Args:
+            grid: rows and columns of the tokens that come in; both even.
+            widths: D and D'.
+            norm_eps: of the norm.
+        """
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.LayerNorm(4 * widths[0], norm_eps)
+        self.reduction = nn.Linear(4 * widths[0], widths[1], bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Merge the tokens of a grid that stands row by row."""
+        rows, columns = self.grid
+        x = x.unflatten(1, (rows // 2, 2, columns // 2, 2))  # [B, rows / 2, 2, columns / 2, 2, D]
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)  # [B, N / 4, 4 * D]
+        out: Tensor = self.reduction(self.norm(x))
+        return out

@@ -1,0 +1,41 @@
+"""The families of models that edgevit slims, each with the file that turns its timm form into ours."""
+
+from __future__ import annotations
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from edgevit.errors import UnsupportedModelError
+from edgevit.models.layers import SlimViT
+from edgevit.models.swin import from_swin
+from edgevit.models.vit import from_vit
+
+
+def from_timm(model: nn.Module, name: str) -> SlimViT:
+    """Convert a timm model into a dense `SlimViT` with equal outputs (to fp32 rounding).
+
+    Args:
+        model: what `timm.create_model` returned, with a classifier.
+        name: what the user called it; used in messages.
+
+    Raises:
+        UnsupportedModelError: of no family that edgevit knows, or of a form of it that it does not; each is
+            listed.
+    """
+    match model:
+        case VisionTransformer():
+            return from_vit(model, name)
+        case SwinTransformer():
+            return from_swin(model, name)
+        case SwinTransformerV2():
+            raise UnsupportedModelError(
+                f"model {name}: Swin V2 compares queries and keys by their cosine and makes its position"
+                " biases with a network of their own: neither has a slim form here. Take a Swin of the first"
+                " version (swin_tiny_patch4_window7_224 and its kin)."
+            )
+    raise UnsupportedModelError(
+        f"model {name}: expected a Vision Transformer (timm's VisionTransformer) or a Swin Transformer, got "
+        f"{type(model).__name__}. edgevit slims ViT, DeiT and Swin models; see `edgevit inspect --help`."
+    )

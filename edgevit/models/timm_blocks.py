@@ -1,0 +1,108 @@
+"""What blocks of timm's models have in common, read into slim blocks; forms that are unknown, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from timm import layers
+from timm.layers.attention import Attention
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from edgevit.errors import UnsupportedModelError
+from edgevit.models.arch import Activation
+from edgevit.models.layers import SlimAttention, SlimBlock
+
+_Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
+
+
+def refuse_forms(name: str, family: str, problems: Sequence[str]) -> None:
+    """Refuse a model that has what slim modules have no place for.
+
+    Raises:
+        UnsupportedModelError: there are problems; all are listed.
+    """
+    if problems:
+        raise UnsupportedModelError(
+            f"model {name} is a {family} of a form that edgevit cannot slim yet:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
+def unknown_norms(norms: Iterable[nn.Module]) -> list[str]:
+    """List the norms that are no LayerNorm, each kind once."""
+    kinds = {type(norm): None for norm in norms if not isinstance(norm, nn.LayerNorm | nn.Identity)}
+    return [f"norm {kind.__name__} where LayerNorm is expected" for kind in kinds]
+
+
+def unknown_mlp_forms(mlp: layers.Mlp) -> list[str]:
+    """List what this MLP has that a slim one has not."""
+    checks = [
+        (not isinstance(mlp.norm, nn.Identity), "a norm inside the MLP (scale_mlp_norm)"),
+        (not isinstance(mlp.fc1, nn.Linear), "an MLP of convolutions"),
+        (activation_name(mlp.act) is None, f"activation {type(mlp.act).__name__}"),
+    ]
+    return [problem for found, problem in checks if found]
+
+
+def activation_name(activation: nn.Module) -> Activation | None:
+    """Return what a slim MLP calls an activation; None for one that it does not know."""
+    match activation:
+        case nn.GELU(approximate="tanh") | layers.GELUTanh():
+            return "gelu-tanh"
+        case nn.GELU() | layers.GELU():
+            return "gelu"
+        case layers.QuickGELU():
+            return "quick-gelu"
+        case nn.ReLU():
+            return "relu"
+        case nn.SiLU():
+            return "silu"
+    return None
+
+
+def copy_block(
+    source: Block | SwinTransformerBlock, target: SlimBlock, factors: tuple[Tensor, Tensor]
+) -> None:
+    """Copy the norms, attention and MLP of a timm block.
+
+    Args:
+        source: a block with norm1, attn (qkv, proj), norm2 and mlp (fc1, fc2).
+        target: the slim block, of the same dims.
+        factors: LayerScale of attention and MLP, [D] each; folded into their last layers.
+    """
+    copy_affine(source.norm1, target.norm1)
+    copy_affine(source.norm2, target.norm2)
+    copy_attention(source.attn, target.attn, factors[0])
+    copy_affine(source.mlp.fc1, target.mlp.fc1)
+    copy_affine(source.mlp.fc2, target.mlp.fc2)
+    target.mlp.fc2.weight.mul_(factors[1].unsqueeze(1))
+    target.mlp.fc2.bias.mul_(factors[1])
+
+
+def copy_attention(source: Attention | WindowAttention, target: SlimAttention, factors: Tensor) -> None:
+    """Copy an attention with fused qkv; value bias and `factors` are folded into the projection."""
+    for part, weight in zip((target.q, target.k, target.v), source.qkv.weight.chunk(3), strict=True):
+        part.weight.copy_(weight)
+    out_bias = torch.zeros_like(target.proj.bias) if source.proj.bias is None else source.proj.bias.clone()
+    if source.qkv.bias is not None:
+        q_bias, k_bias, v_bias = source.qkv.bias.chunk(3)
+        target.q.bias.copy_(q_bias)
+        if target.k.bias is not None:
+            target.k.bias.copy_(k_bias)
+        out_bias += source.proj.weight @ v_bias
+    for name in ("q_norm", "k_norm"):
+        norm = getattr(target, name)
+        if isinstance(norm, nn.LayerNorm):
+            copy_affine(getattr(source, name), norm)
+    target.proj.weight.copy_(source.proj.weight * factors.unsqueeze(1))
+    target.proj.bias.copy_(out_bias * factors)
+
+
+def copy_affine(source: _Affine, target: _Affine) -> None:
+    """Copy weight and bias; a bias that the source lacks is zero."""
+    target.weight.copy_(source.weight)
+    if target.bias is not None:
+        target.bias.copy_(torch.zeros_like(target.bias) if source.bias is None else source.bias)
