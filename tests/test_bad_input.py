@@ -179,7 +179,7 @@ def test_drop_gate_without_labels_is_refused_before_the_long_work(recipe: Path) 
 def test_keep_counts_that_the_model_cannot_take_are_refused(
     tmp_path: Path, plan: str, parts: list[str]
 ) -> None:
-    check(build(write_toy(tmp_path, plan=f"[plan]\n{plan}\n")), 2, *parts)
+    check(build(write_toy(tmp_path, plan=f"[plan]\n{plan}\n")), 2, "toy.toml", *parts)
 
 
 def test_keep_count_that_is_no_multiple_gives_the_nearest(recipe: Path) -> None:

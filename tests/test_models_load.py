@@ -61,7 +61,7 @@ def test_saved_model_gives_equal_outputs(tmp_path: Path) -> None:
     dense = toy_model(dataclasses.replace(toy_arch("class+distillation", 2), qk_norm=True, pre_norm=True))
     slim = slim_by_selection(dense, toy_plan(dense, Counts(vo_dim=3, hidden=[7, 40, 1], tokens=12)))
     save_model(LoadedModel(slim, PREPROCESS, None, True), tmp_path)
-    loaded = load_model(ModelSource(str(tmp_path)))
+    loaded = load_model(ModelSource("saved", directory=tmp_path))
     image = noise_images(3, slim.arch)
     assert torch.equal(loaded.model(image), slim(image))
     assert loaded.model.arch == slim.arch

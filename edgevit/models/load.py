@@ -37,6 +37,8 @@ class ModelSource:
     weights: Path | None = None
     pretrained: bool = False
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    directory: Path | None = None
+    """What edgevit saved, weights and dims; timm is not asked then."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         UnsupportedModelError: a model of no family or form that edgevit knows.
         WeightsError: weights that cannot be read or are of another model.
     """
-    directory = Path(source.name)
-    if (directory / ARCH_FILE).is_file():
-        return load_saved(directory)
-    return _load_timm(source)
+    return _load_timm(source) if source.directory is None else load_saved(source.directory)
 
 
 def save_model(loaded: LoadedModel, directory: Path) -> None:

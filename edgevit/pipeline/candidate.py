@@ -80,7 +80,11 @@ def measure_candidate(
 
 
 def _score(pair: ArtefactPair, side: str, images: Images) -> Logits:
-    key = pair.key("measure") | {"artefact": pair.artefacts[side].sha256, "images": images_key(images)}
+    key = pair.key("measure") | {
+        "artefact": pair.artefacts[side].sha256,
+        "images": images_key(images),
+        "batch": pair.target.batch,  # how many are run at once where the artefact leaves it open
+    }
 
     def make(folder: Path) -> None:
         session = pair.session(side)
@@ -99,7 +103,7 @@ def _score(pair: ArtefactPair, side: str, images: Images) -> Logits:
 def _time(pair: ArtefactPair, form: Form, probe: Probe) -> PairTimes:
     """Time both artefacts side by side; only a trusted timing is kept for later builds."""
     machine = read_machine(pair.backend.versions())
-    key = pair.key("measure") | {
+    key = pair.key("measure", "pipeline/candidate", "report/model") | {
         "artefacts": {side: pair.artefacts[side].sha256 for side in SIDES},
         "batch": _timed_batch(form, pair.target),
         "timing": pair.target.timing.model_dump(),

@@ -15,6 +15,7 @@ from edgevit.pipeline.stages import Stages
 from edgevit.plan import (
     KINDS,
     Counts,
+    Kind,
     Plan,
     check_multiples,
     keep_all,
@@ -42,13 +43,18 @@ def make_plan(stages: Stages, inputs: Inputs, dense: Saved, images: Images | Non
     # On by default; where the head reads all tokens that only matters to a recipe that asked for it.
     asked = "dead_tokens" in recipe.slim.model_fields_set
     dead = recipe.slim.dead_tokens and (asked or anatomy.read_tokens is not None)
-    plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
+    by_hand = plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
     if recipe.methods:
-        plan = _prune(stages, inputs, dense, plan, images)
+        plan = _prune(stages, inputs, dense, by_hand, images)
+    decided = [kind for kind in KINDS if _column(plan, kind) != _column(by_hand, kind)]
     for wanted in inputs.wanted:
         multiples = {kind: int(getattr(wanted.target.rules, kind)) for kind in KINDS}
-        check_multiples(plan, keep_all(anatomy), multiples, wanted.target.name)
+        check_multiples(plan, keep_all(anatomy), multiples, wanted.target.name, decided)
     return plan
+
+
+def _column(plan: Plan, kind: Kind) -> list[int]:
+    return [int(getattr(block, kind)) for block in plan.blocks]
 
 
 def _prune(stages: Stages, inputs: Inputs, dense: Saved, plan: Plan, images: Images | None) -> Plan:

@@ -27,6 +27,7 @@ from edgevit.target import Target
 from edgevit.version import __version__
 
 GRAPH_FILE = "fp32.onnx"
+_FOLDER = "onnx"  # below the stage's own, which also holds the store's record with its times
 PARITY_FILE = "parity.json"
 PARITY_IMAGES = 32
 """Images on which outputs are compared; the accuracy is computed on all."""
@@ -132,12 +133,13 @@ def _export(stages: Stages, side: str, model: Saved, form: Form, plan_sha256: st
     }
 
     def make(folder: Path) -> None:
-        options = ExportOptions(form.opset, form.batch, form.simplify, metadata)
-        export_onnx(model.loaded.model, folder / GRAPH_FILE, options)
-        check_dims(folder / GRAPH_FILE, arch)
-        check_macs(folder / GRAPH_FILE, arch)
+        path = folder / _FOLDER / GRAPH_FILE
+        path.parent.mkdir()
+        export_onnx(model.loaded.model, path, ExportOptions(form.opset, form.batch, form.simplify, metadata))
+        check_dims(path, arch)
+        check_macs(path, arch)
 
-    folder = stages.run("export", key, make, of=side)
+    folder = stages.run("export", key, make, of=side) / _FOLDER
     return Graph(folder / GRAPH_FILE, sha256_tree(folder), arch)
 
 

@@ -46,15 +46,15 @@ class Inputs:
     @property
     def gates(self) -> Gates:
         """The limits that the recipe sets."""
-        return Gates(**self.recipe.recipe.gates.model_dump())
+        return self.recipe.recipe.gates
 
     def files(self) -> list[Path]:
         """List every file that the build depends on."""
         paths = [self.recipe.path, *(wanted.path for wanted in self.wanted)]
         if self.source.weights is not None:
             paths.append(self.source.weights)
-        if _is_saved(Path(self.source.name)):
-            paths += [Path(self.source.name) / name for name in (ARCH_FILE, WEIGHTS_FILE)]
+        if self.source.directory is not None:
+            paths += [self.source.directory / name for name in (ARCH_FILE, WEIGHTS_FILE)]
         for images in (self.calibration, self.evaluation):
             if images is not None:
                 paths += [images.path, *_set_files(images)]
@@ -125,27 +125,23 @@ def _source(recipe: LoadedRecipe) -> ModelSource:
     """Say where the model comes from; a directory is relative to the recipe, like every path in it."""
     model = recipe.recipe.model
     saved = recipe.folder / Path(model.name).expanduser()
-    if _is_saved(saved):
+    if (saved / ARCH_FILE).is_file():
         given = [key for key in ("weights", "options", "pretrained") if getattr(model, key)]
         if given:
             raise RecipeError(
                 f"{recipe.path}: model.{given[0]}: {saved} is a model that edgevit saved, with its own"
                 " weights and dims. Take this key out."
             )
-        return ModelSource(str(saved))
+        return ModelSource(model.name, directory=saved)
     return ModelSource(model.name, recipe.weights, model.pretrained, dict(model.options))
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / ARCH_FILE).is_file()
-
-
 def _source_sha256(source: ModelSource) -> str | None:
-    if _is_saved(Path(source.name)):
-        arch, weights = Path(source.name) / ARCH_FILE, Path(source.name) / WEIGHTS_FILE
+    if source.directory is not None:
+        arch, weights = source.directory / ARCH_FILE, source.directory / WEIGHTS_FILE
         if not weights.is_file():
             raise WeightsError(
-                f"model {source.name}: expected {WEIGHTS_FILE} beside {ARCH_FILE}, found none."
+                f"model {source.directory}: expected {WEIGHTS_FILE} beside {ARCH_FILE}, found none."
             )
         return sha256_file(arch) + sha256_file(weights)
     if source.weights is None:

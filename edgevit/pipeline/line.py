@@ -13,7 +13,7 @@ from edgevit.integrate.manifest import MANIFEST_FILE, manifest_text
 from edgevit.pipeline.decide import make_plan
 from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
-from edgevit.pipeline.models import Archs, keep_plan, load_dense, slim_dense
+from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
 from edgevit.pipeline.publish import make_manifest, publish
 from edgevit.pipeline.report import Found, make_report
 from edgevit.pipeline.sets import open_sets
@@ -21,7 +21,7 @@ from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import measure_targets
 from edgevit.pipeline.tune import distil_options, tune_slim
 from edgevit.progress import Progress, silent
-from edgevit.recipe import LoadedRecipe
+from edgevit.recipe import LoadedRecipe, naming_recipe
 from edgevit.report.html import render_html
 from edgevit.report.model import Report, to_json
 from edgevit.slim import SlimOptions
@@ -58,36 +58,51 @@ def build(
     inputs = read_inputs(recipe, options.targets)
     with Store.open(out, recipe.recipe.name) as store:
         stages = Stages(store, progress)
-        dense = load_dense(stages, inputs)
-        sets = open_sets(stages, inputs, dense)
-        plan = make_plan(stages, inputs, dense, sets.calibration)
-        plan_file = keep_plan(stages, plan)
-        repair = SlimOptions(recipe.recipe.recover, fold_means=recipe.recipe.fold_means)
-        slim = slim_dense(stages, dense, plan, repair, sets.calibration)
-        tuned = None
-        if recipe.recipe.tune is not None and sets.tuning is not None:
-            tuned = tune_slim(stages, dense, slim, distil_options(recipe.recipe.tune), sets.tuning)
-            slim = tuned.model
-        measured = measure_targets(stages, inputs, (dense, slim), sets, plan)
-        archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
-        facts = None if tuned is None else tuned.facts
-        found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), facts)
-        report = make_report(inputs, found, measured.results, measured.not_built, stages.facts)
+        with naming_recipe(recipe.path):
+            made = _make_models(stages, inputs)
+        models = made.dense, made.slim
+        measured = measure_targets(stages, inputs, models, made.found.sets, made.found.plan)
+        report = make_report(inputs, made.found, measured.results, measured.not_built, stages.facts)
         store.withdraw(MANIFEST_FILE)
-        publish(store, plan_file, slim, measured)
+        publish(store, made.plan_file, made.slim, measured)
         store.write("report.json", to_json(report))
         store.write("report.html", render_html([report]))
         try:
             require_gates(report.results, inputs.gates)
-            store.write(
-                MANIFEST_FILE, manifest_text(make_manifest(inputs, plan, measured, found.versions, store))
-            )
+            manifest = make_manifest(inputs, made.found.plan, measured, made.found.versions, store)
+            store.write(MANIFEST_FILE, manifest_text(manifest))
         finally:
             store.finish()
     if options.depfile is not None:
         text = depfile_text(str(out / MANIFEST_FILE), map(str, inputs.files()))
         atomic_write(options.depfile, text)
     return report
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Both models, and what making them has found."""
+
+    dense: Saved
+    slim: Saved
+    plan_file: Path
+    found: Found
+
+
+def _make_models(stages: Stages, inputs: Inputs) -> _Made:
+    """Load the dense model, decide what remains, and make the slim one."""
+    recipe = inputs.recipe.recipe
+    dense = load_dense(stages, inputs)
+    sets = open_sets(stages, inputs, dense)
+    plan = make_plan(stages, inputs, dense, sets.calibration)
+    plan_file = keep_plan(stages, plan)
+    repair = SlimOptions(recipe.recover, fold_means=recipe.fold_means)
+    slim, tuned = slim_dense(stages, dense, plan, repair, sets.calibration), None
+    if recipe.tune is not None and sets.tuning is not None:
+        slim, tuned = tune_slim(stages, dense, slim, distil_options(recipe.tune), sets.tuning)
+    archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
+    found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), tuned)
+    return _Made(dense, slim, plan_file, found)
 
 
 def _versions(inputs: Inputs) -> dict[str, str]:

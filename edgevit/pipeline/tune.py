@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from edgevit.images import Images
 from edgevit.models.load import LoadedModel, save_model
@@ -24,8 +25,7 @@ FACTS_FILE = "tune.json"
 _CHECKPOINT = "training.safetensors"
 
 
-@dataclass(frozen=True)
-class Tuned:
+class Tuned(NamedTuple):
     """The slim model after training, and what the training did."""
 
     model: Saved
@@ -53,7 +53,7 @@ def tune_slim(stages: Stages, dense: Saved, slim: Saved, options: Distil, images
         "options": _options_key(options),
         "images": images_key(images),
         "versions": library_versions(("accelerate", "torch", "numpy", "safetensors")),
-        "code": code_sha256("tune", "training", "models", "preprocess"),
+        "code": code_sha256("tune", "training", "models", "preprocess", "report/model", "pipeline/tune"),
     }
 
     def make(folder: Path) -> None:
