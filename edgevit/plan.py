@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -174,10 +174,19 @@ def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: boo
     return problems
 
 
-def check_multiples(plan: Plan, dense: Plan, multiples: dict[Kind, int], target: str) -> None:
+def check_multiples(
+    plan: Plan, dense: Plan, multiples: dict[Kind, int], target: str, decided: Collection[Kind] = ()
+) -> None:
     """Check keep counts against what a target wants.
 
     A count that was not cut is always allowed.
+
+    Args:
+        plan: what remains.
+        dense: what there was.
+        multiples: of what each count has to be a multiple.
+        target: its name.
+        decided: kinds that a method decided, not the recipe's [plan].
 
     Raises:
         PlanError: every count that is not a multiple, with the nearest ones.
@@ -188,7 +197,11 @@ def check_multiples(plan: Plan, dense: Plan, multiples: dict[Kind, int], target:
             _off_multiple(int(getattr(block, kind)), int(getattr(full, kind)), multiple, target)
             for block, full in zip(plan.blocks, dense.blocks, strict=True)
         ]
-        problems += _name_blocks(kind, found)
+        named = _name_blocks(kind, found)
+        if kind in decided:
+            advice = f"Give the method align = {multiple}, which rounds its shares up."
+            named = [f"prune: {text.removeprefix('plan.')} {advice}" for text in named]
+        problems += named
     if problems:
         raise PlanError("\n".join(problems))
 

@@ -168,6 +168,13 @@ def test_nearest_multiple_above_all_that_there_is_is_all_of_it() -> None:
         check_multiples(plan, keep_all(ANATOMY), {"hidden": 16}, "toy")
 
 
+def test_count_that_a_method_decided_is_to_be_aligned_by_it() -> None:
+    plan = plan_from_counts(ANATOMY, Counts(hidden=20, qk_dim=3))
+    message = r"^plan\.qk_dim: every block keeps 3 .*\nprune: hidden: every block keeps 20 .* align = 16"
+    with pytest.raises(PlanError, match=message):
+        check_multiples(plan, keep_all(ANATOMY), {"qk_dim": 4, "hidden": 16}, "toy", ["hidden"])
+
+
 def test_plan_with_kept_indices_survives_json() -> None:
     kept = Kept(heads=(0, 2), qk=((0, 1), (3, 7)), vo=((1,), (2,)), hidden=(0, 5, 39))
     plan = Plan((BlockPlan(2, 2, 1, 3, 17, kept), BlockPlan(3, 8, 8, 40, 12)), dead_tokens=True)

@@ -51,6 +51,15 @@ def test_slimming_in_closed_form_uses_the_images(tmp_path: Path) -> None:
     assert not torch.allclose(slim.blocks[0].mlp.fc2.weight, selected, atol=1e-2)
 
 
+def test_closed_form_of_a_model_that_already_merges_is_refused(tmp_path: Path) -> None:
+    dense = toy_model()
+    merging = slim_by_selection(dense, toy_plan(dense, Counts(tokens=12)))
+    plan = toy_plan(merging, Counts(hidden=20))
+    with pytest.raises(PlanError, match=r'expected "none" for a model that already merges tokens'):
+        slim_model(merging, plan, CLOSED, _images(tmp_path, 40), silent)
+    assert slim_model(merging, plan, NONE, None, silent).arch.blocks[0].hidden == 20
+
+
 def test_plain_cutting_folds_the_means_of_cut_neurons_when_asked(tmp_path: Path) -> None:
     dense, images = toy_model(), _images(tmp_path, 40)
     plan = toy_plan(dense, Counts(hidden=10))

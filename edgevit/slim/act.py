@@ -51,7 +51,7 @@ def slim_model(
         progress: called while weighing tokens and slimming.
 
     Raises:
-        PlanError: images are needed, and there are none.
+        PlanError: images are needed, and there are none; or the closed form of a model that merges tokens.
         ImagesError: fewer images than the ranks of the plan need.
     """
     dense = dense.eval().requires_grad_(False)
@@ -64,6 +64,7 @@ def slim_model(
                 means = _neuron_means(dense, _require(images, "folding what cut neurons add"), progress)
             return _select(dense, plan, means)
         case "closed-form":
+            _refuse_merged(dense)
             given = _require(images, 'slim.recover = "closed-form"')
             _check_enough(dense, given)
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
@@ -95,6 +96,15 @@ def _neuron_means(dense: SlimViT, images: Images, progress: Progress) -> list[Te
         progress("averaging neurons", seen, len(images))
 
     return mean_of_neurons(dense, _batches(images), over_tokens, report)
+
+
+def _refuse_merged(dense: SlimViT) -> None:
+    """Refuse a model that merges tokens already: the stream that the closed form aims at merges none."""
+    if any(block.merged for block in dense.arch.blocks):
+        raise PlanError(
+            'slim.recover: expected "none" for a model that already merges tokens, got "closed-form". Make'
+            " both cuts at once, from the model that this one came from; then the closed form repairs both."
+        )
 
 
 def _cuts_no_weights(dense: SlimViT, plan: Plan) -> bool:
