@@ -11,6 +11,7 @@ from toy_training import checkpoint_in
 from toy_vits import few_cause_images, toy_arch, toy_model, toy_plan
 
 from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.models.arch import Reads
 from edgevit.models.layers import SlimViT, pool_tokens
 from edgevit.plan import Counts
 from edgevit.preprocess import Preprocess
@@ -143,8 +144,11 @@ def test_distil_interrupted_ends_with_the_same_bits(images: Images, tmp_path: Pa
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in found.state_dict().items())
 
 
-@pytest.mark.parametrize("reads", ["class+distillation", "mean", "mean+prefix"])
-def test_distil_takes_every_kind_of_head(images: Images, reads: str) -> None:
-    dense = toy_model(toy_arch(reads, prefix=2 if reads == "class+distillation" else 1))  # type: ignore[arg-type]
-    _, trained = distil(dense, slim_of(dense, Counts(hidden=24)), images, Distil(SHORT))
+@pytest.mark.parametrize(
+    ("reads", "prefix"), [("class+distillation", 2), ("mean", 1), ("mean", 0), ("mean+prefix", 1)]
+)
+def test_distil_takes_every_kind_of_head(images: Images, reads: Reads, prefix: int, tmp_path: Path) -> None:
+    dense = toy_model(toy_arch(reads, prefix))
+    slim = slim_of(dense, Counts(hidden=24))
+    _, trained = distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path))
     assert trained.steps == 6

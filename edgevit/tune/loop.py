@@ -121,7 +121,8 @@ def _start(
         raise ValueError(
             f"batch: expected a sample for each of {accelerator.num_processes} processes, got {batch} samples"
         )
-    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    # A parameter without elements (the prefix tokens of a model that has none) never gets a gradient.
+    trained = {n: value for n, value in objective.named_parameters() if value.requires_grad and value.numel()}
     names = sorted(trained, key=lambda name: trained[name].dim() < 2)  # those with weight decay come first
     decayed = [trained[name] for name in names if trained[name].dim() >= 2]
     rest = [trained[name] for name in names if trained[name].dim() < 2]
