@@ -150,7 +150,7 @@ def build(
     from edgevit.report.model import load_report
 
     try:
-        with _torch_threads(jobs), _bars(json=json) as bars:
+        with _threads(jobs), _bars(json=json) as bars:
             report = run(loaded, folder, BuildOptions(tuple(target or ()), depfile), bars)
     except (AccuracyGateError, LatencyGateError, MeasurementError):
         _show_report(load_report(folder), folder, json=json)  # the report says what the gate found
@@ -159,13 +159,16 @@ def build(
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch and NumPy's BLAS compute with this many threads; None: as many as they like."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
-        yield
+        with threadpool_limits(count, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -51,8 +51,7 @@ def canonical_json(value: JSON) -> str:
 class Store:
     """Stage outputs and public files of one build directory; open it with `Store.open`.
 
-    One process at a time holds a directory. Stages may run in several threads if their names differ;
-    `publish` and `finish` belong to one thread.
+    One process at a time holds a directory, and uses it from one thread.
     """
 
     def __init__(self, root: Path, name: str, lock_fd: int) -> None:

@@ -23,7 +23,7 @@ from torch.export import Dim
 from edgevit.errors import ExportError
 from edgevit.export.names import name_graph
 from edgevit.export.opset import to_opset_17
-from edgevit.export.rewrite import constants_as_nodes, simplify_graph
+from edgevit.export.rewrite import clean_graph, constants_as_nodes
 from edgevit.models.layers import SlimViT
 from edgevit.version import __version__
 
@@ -105,7 +105,7 @@ def _finish(model: ir.Model, options: ExportOptions) -> None:
     """Clean, name and describe a traced graph, in place."""
     graph = model.graph
     _name_batch(graph)
-    simplify_graph(model)
+    clean_graph(model)
     name_graph(graph)
     if options.opset < _TORCH_OLDEST:
         to_opset_17(graph)

@@ -23,7 +23,7 @@ _BROADCASTS = {"Add", "Sub", "Mul", "Div"}
 _LARGEST_CONSTANT = 65_536  # elements; constants come from sizes and token positions, which are far fewer
 
 
-def simplify_graph(model: ir.Model) -> None:
+def clean_graph(model: ir.Model) -> None:
     """Rewrite a graph in place until no rule applies.
 
     The exporter's shapes on the values are trusted: where a size is known, the graph need not compute it.

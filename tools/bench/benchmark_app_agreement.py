@@ -1,6 +1,6 @@
 """Compare edgevit's median latency with that of OpenVINO's own benchmark_app on the same IR.
 
-    python tools/bench/benchmark_app_agreement.py build/NAME/openvino-cpu/model.xml --threads 2
+    python tools/bench/benchmark_app_agreement.py build/NAME/openvino-cpu/fp32/model.xml --threads 2
 
 Both run in fresh processes, in turns, in an order that changes with every round, so that whatever else the
 machine does hits both. Printed: the two medians of every round, and the ratio over all rounds with its 95 %
