@@ -177,7 +177,7 @@ class OnnxRuntimeModel:
 
 def load_model(path: Path, options: Options) -> Model:
     """Load an artefact; whatever the runtime raises passes, and `describe` puts it in words."""
-    return OpenVINOModel(path, options) if options.runtime == "openvino" else OnnxRuntimeModel(path, options)
+    return _runtime(options.runtime).load(path, options)
 
 
 def read_installed(runtime: str, device: str) -> Installed:
@@ -186,10 +186,16 @@ def read_installed(runtime: str, device: str) -> Installed:
     Raises:
         ImportError: the runtime is not installed.
     """
-    if runtime == "onnxruntime":
-        import onnxruntime
+    return _runtime(runtime).read(device)
 
-        return Installed(str(onnxruntime.__version__), tuple(onnxruntime.get_available_providers()), None, ())
+
+def _read_onnxruntime(device: str) -> Installed:
+    import onnxruntime
+
+    return Installed(str(onnxruntime.__version__), tuple(onnxruntime.get_available_providers()), None, ())
+
+
+def _read_openvino(device: str) -> Installed:
     import openvino
 
     core = openvino.Core()
@@ -213,14 +219,34 @@ def describe(error: Exception, runtime: str) -> str:
     """Put in words why a model was not loaded or run: edgevit's own reason, or what the runtime says."""
     if isinstance(error, RefusedError):
         return str(error)
-    title = "OpenVINO" if runtime == "openvino" else "ONNX Runtime"
     version = getattr(sys.modules.get(runtime), "__version__", "")
-    return f"{title} {version} failed. Its own words: {' '.join(str(error).split())}"
+    return f"{_runtime(runtime).title} {version} failed. Its own words: {' '.join(str(error).split())}"
 
 
 def _require_one_input(names: Sequence[str]) -> None:
     if len(names) != 1:
         raise RefusedError(f"expected a model with one input, got {len(names)}: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class _Runtime:
+    """What this file knows of a runtime."""
+
+    title: str
+    load: Callable[[Path, Options], Model]
+    read: Callable[[str], Installed]
+
+
+_RUNTIMES = {
+    "onnxruntime": _Runtime("ONNX Runtime", OnnxRuntimeModel, _read_onnxruntime),
+    "openvino": _Runtime("OpenVINO", OpenVINOModel, _read_openvino),
+}
+
+
+def _runtime(name: str) -> _Runtime:
+    if name not in _RUNTIMES:
+        raise ValueError(f"runtime: expected one of {', '.join(_RUNTIMES)}, got {name}")
+    return _RUNTIMES[name]
 
 
 # Taking samples

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import edgevit.board
-from edgevit.board import BURST_RUNS, Conditions, plan_burst, read_conditions, read_machine
+from edgevit.board import (
+    BURST_RUNS,
+    Conditions,
+    Options,
+    load_model,
+    plan_burst,
+    read_conditions,
+    read_installed,
+    read_machine,
+)
 from edgevit.measure.protocol import time_budget
 from edgevit.target import Timing
 
@@ -28,6 +37,14 @@ def test_board_file_imports_only_what_a_board_has() -> None:
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
     assert imported - sys.stdlib_module_names == {"numpy", "openvino", "onnxruntime"}
+
+
+def test_runtime_that_the_board_file_does_not_know_is_refused(tmp_path: Path) -> None:
+    expected = "runtime: expected one of onnxruntime, openvino, got tflite"
+    with pytest.raises(ValueError, match=expected):
+        load_model(tmp_path / "m.tflite", Options("tflite", "cpu", {}))
+    with pytest.raises(ValueError, match=expected):
+        read_installed("tflite", "cpu")
 
 
 @pytest.mark.parametrize(
