@@ -117,8 +117,8 @@ def require_bf16(name: str, capabilities: Sequence[str]) -> None:
     """
     if "BF16" not in capabilities:
         raise BackendUnavailableError(
-            f"openvino: bf16 needs a CPU with the flag avx512_bf16 or amx_bf16; {name} has neither and offers"
-            f' {", ".join(capabilities)}. Use precisions = ["fp32"], or a target with such a CPU.'
+            f"openvino: expected a device that computes in bf16, {name} offers {', '.join(capabilities)}."
+            ' Use precisions = ["fp32"], or another device: of x86 CPUs, one with avx512_bf16 or amx_bf16.'
         )
 
 
