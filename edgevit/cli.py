@@ -12,7 +12,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
@@ -22,12 +22,20 @@ from rich.console import Console
 from rich.text import Text
 
 from edgevit.bars import Bars
-from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, MeasurementError
+from edgevit.errors import (
+    AccuracyGateError,
+    BackendUnavailableError,
+    EdgevitError,
+    LatencyGateError,
+    MeasurementError,
+)
 from edgevit.version import __version__
 
 if TYPE_CHECKING:
+    from edgevit.backends.readiness import Readiness
     from edgevit.pipeline.timing import Timed
     from edgevit.report.model import Report
+    from edgevit.target import Target
 
 P = ParamSpec("P")
 
@@ -384,32 +392,61 @@ def check(
 
 @app.command()
 @_command
-def targets() -> None:
-    """List the targets, whether their runtime is here, and how to get what is missing."""
-    from rich.table import Table
+def targets(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|PATH]...", help="Look at these alone; default: all that ship."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say which targets this machine can run, in which precisions, and how to get what is missing.
 
-    from edgevit.backends import get_backend
-    from edgevit.errors import BackendUnavailableError
+    Exits with 6 where a target that was named can run in none of its precisions.
+    """
+    from edgevit.backends.readiness import read_readiness
     from edgevit.shipped import shipped_names
     from edgevit.target import load_target
 
+    loaded = [load_target(name, Path()) for name in names or shipped_names("targets")]
+    states = [(target, read_readiness(target)) for target in loaded]
+    if json:
+        _print_json({"targets": [_target_json(*state) for state in states]})
+    else:
+        _show_targets(states)
+    if names and not all(readiness.runs for _, readiness in states):
+        raise typer.Exit(BackendUnavailableError.exit_code)
+
+
+def _target_json(target: Target, readiness: Readiness) -> dict[str, object]:
+    return {
+        "name": target.name,
+        "description": target.description,
+        "runtime": target.runtime,
+        "device": target.device,
+        "versions": dict(readiness.versions),
+        "precisions": [
+            {"precision": precision, "ready": missing is None, "missing": missing}
+            for precision, missing in readiness.missing.items()
+        ],
+    }
+
+
+def _show_targets(states: Sequence[tuple[Target, Readiness]]) -> None:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in ("target", "precisions", "runtime", "what it is"):
+    for header in ("target", "here", "runtime", "device", "what it is"):
         table.add_column(header, overflow="fold")
-    missing = {}
-    for name in shipped_names("targets"):
-        target = load_target(name, Path())
-        try:
-            versions = get_backend(target.runtime).versions()
-            # OpenVINO says 2026.4.1-22982-e213a147257-releases/2026/4; the report has all of it.
-            state = "; ".join(f"{library} {version.split('-')[0]}" for library, version in versions.items())
-        except BackendUnavailableError as error:
-            state = f"{target.runtime} missing"
-            missing[target.runtime] = str(error)
-        table.add_row(Text(name), ", ".join(target.precisions), state, target.description)
+    for target, readiness in states:
+        here = [f"{one} {'missing' if missing else 'ready'}" for one, missing in readiness.missing.items()]
+        # OpenVINO says 2026.4.1-22982-e213a147257-releases/2026/4; the report has all of it.
+        versions = [f"{library} {version.split('-')[0]}" for library, version in readiness.versions.items()]
+        cells = (target.name, "\n".join(here), "; ".join(versions) or f"{target.runtime} missing")
+        table.add_row(*map(Text, (*cells, target.device, target.description)))
     Console().print(table)
-    for text in missing.values():
-        typer.echo(f"\n{text}")
+    for target, readiness in states:
+        for reason, precisions in readiness.reasons().items():
+            typer.echo(f"\n{target.name} {', '.join(precisions)}: {reason}")
 
 
 @app.command()

@@ -74,7 +74,10 @@ class Target(Strict):
     device: str = Field(default="cpu", min_length=1)
     """The runtime's own name of the device, in lower case."""
     precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
-    """Precisions that are built and compared when the recipe names none; the first is the reference."""
+    """Precisions that are built and compared when the recipe names none, and that `edgevit targets` checks.
+
+    `edgevit measure` takes the first where neither a build nor the artefact's folder says which it is.
+    """
     batch: int = Field(default=1, ge=1)
     """Images per run when timing, >= 1."""
     threads: int = Field(default=0, ge=0)

@@ -324,6 +324,40 @@ def test_targets_names_each_with_the_version_of_its_runtime() -> None:
     assert "openvino-cpu" in text
     assert "onnxruntime-cpu" in text
     assert "onnxruntime 1." in text
+    assert "fp32 ready" in text
+
+
+def test_targets_file_of_one_s_own_that_can_run_is_ready(toy: Path) -> None:
+    result = edgevit("targets", toy / "short.toml")
+    assert (result.exit_code, result.stdout.count("ready")) == (0, 1)
+    assert "openvino-cpu" not in result.stdout
+
+
+def test_targets_file_whose_device_is_not_here_says_so_and_exits_with_its_code(tmp_path: Path) -> None:
+    (tmp_path / "line-7.toml").write_text('runtime = "openvino"\ndevice = "npu"\n')
+    result = edgevit("targets", tmp_path / "line-7.toml")
+    assert (result.exit_code, result.stderr) == (6, "")
+    assert "fp32 missing" in result.stdout
+    assert "line-7 fp32: openvino: expected the device NPU, found CPU" in result.stdout
+    assert "Install the device's driver" in result.stdout
+
+
+def test_targets_json_has_every_target_and_precision(tmp_path: Path) -> None:
+    (tmp_path / "line-7.toml").write_text('runtime = "openvino"\ndevice = "npu"\n')
+    result = edgevit("targets", "onnxruntime-cpu", tmp_path / "line-7.toml", "--json")
+    here, absent = json.loads(result.stdout)["targets"]
+    assert (here["name"], here["precisions"]) == (
+        "onnxruntime-cpu",
+        [{"precision": "fp32", "ready": True, "missing": None}],
+    )
+    assert (absent["device"], absent["precisions"][0]["ready"]) == ("npu", False)
+    assert "NPU" in absent["precisions"][0]["missing"]
+
+
+def test_targets_name_that_is_none_is_a_usage_error() -> None:
+    result = edgevit("targets", "openvino-cpus")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert 'Did you mean "openvino-cpu"' in result.stderr
 
 
 def test_schema_of_each_kind_is_an_object() -> None:
