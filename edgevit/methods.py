@@ -1,5 +1,7 @@
 """Options of the methods that decide what remains: one class a method, told apart by its key `method` (data).
 
+A class also says what the rest of edgevit must know of its method, as class variables of `MethodOptions`.
+
 A key named after a kind (`qk_dim`, `vo_dim`, `hidden`) is a count that remains, as in [plan]; the key that
 ends in `_drop` beside it is the share that is removed, 0..1. Either is one number for all blocks or a list
 with one per block.
@@ -8,7 +10,7 @@ with one per block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -23,19 +25,27 @@ DropPerBlock = Drop | Annotated[tuple[Drop, ...], Field(min_length=1)]
 Score = Literal["median", "l1", "l2"]
 Coupling = Literal["pairs", "averaged", "q-v", "k-o", "q-o"]
 
-DECIDES: Mapping[str, Kind] = {
-    "qk_dim": "qk_dim",
-    "qk_drop": "qk_dim",
-    "vo_dim": "vo_dim",
-    "vo_drop": "vo_dim",
-    "hidden": "hidden",
-    "hidden_drop": "hidden",
-}
-"""From an option of any method to the kind of cut that it decides."""
+
+class MethodOptions(Strict):
+    """What the options of every method say."""
+
+    decides: ClassVar[Mapping[str, Kind]]
+    """From an option to the kind of cut that it decides."""
+    needs_images: ClassVar[bool] = False
+    """Whether the method looks at calibration images."""
+    leaves_mean: ClassVar[bool] = False
+    """Whether what it cuts leaves its mean in a bias where rows are plainly cut."""
 
 
-class CoupledDims(Strict):
+class CoupledDims(MethodOptions):
     """QK and VO dims of each head, scored on the weights that belong together; needs no images."""
+
+    decides: ClassVar[Mapping[str, Kind]] = {
+        "qk_dim": "qk_dim",
+        "qk_drop": "qk_dim",
+        "vo_dim": "vo_dim",
+        "vo_drop": "vo_dim",
+    }
 
     method: Literal["coupled-dims"]
     """The method's name."""
@@ -61,18 +71,21 @@ class CoupledDims(Strict):
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
         """Refuse a method that decides nothing, or one thing twice."""
-        problems = _amount_problems(
-            table, ("qk", "vo"), "Give qk_drop and vo_drop = 0.5, or counts as in [plan]."
-        )
-        decided = {kind for option, kind in DECIDES.items() if option in table}
+        remedy = "Give qk_drop and vo_drop = 0.5, or counts as in [plan]."
+        problems = _amount_problems(table, cls.decides, remedy)
+        decided = {kind for option, kind in cls.decides.items() if option in table}
         if table.get("sets") == "one" and len(decided) == 1:
             text = '"one" chooses the same dims for QK and VO, but only one is cut. Give both, or say "two".'
             problems.append(Problem("sets", text))
         return problems
 
 
-class TokenChannels(Strict):
+class TokenChannels(MethodOptions):
     """Hidden neurons by how active they are on the calibration images; needs unlabelled images."""
+
+    decides: ClassVar[Mapping[str, Kind]] = {"hidden": "hidden", "hidden_drop": "hidden"}
+    needs_images: ClassVar[bool] = True
+    leaves_mean: ClassVar[bool] = True
 
     method: Literal["token-channels"]
     """The method's name."""
@@ -92,7 +105,7 @@ class TokenChannels(Strict):
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
         """Refuse a method that decides nothing, or one thing twice."""
-        return _amount_problems(table, ("hidden",), "Give hidden_drop = 0.5, or a count as in [plan].")
+        return _amount_problems(table, cls.decides, "Give hidden_drop = 0.5, or a count as in [plan].")
 
 
 Method = CoupledDims | TokenChannels
@@ -100,21 +113,27 @@ Method = CoupledDims | TokenChannels
 MethodTable = Annotated[Method, Field(discriminator="method")]
 """How a file gives them."""
 
-NEED_IMAGES = frozenset({"token-channels"})
-"""Names of the methods that look at calibration images."""
+METHODS: Mapping[str, type[Method]] = {
+    name: options
+    for options in get_args(Method)
+    for name in get_args(options.model_fields["method"].annotation)
+}
+"""The options of each method, by its name."""
 
 
 def need_images(methods: Sequence[Method]) -> bool:
     """Say whether one of the methods looks at calibration images."""
-    return any(options.method in NEED_IMAGES for options in methods)
+    return any(options.needs_images for options in methods)
 
 
-def _amount_problems(table: Mapping[str, object], stems: Sequence[str], remedy: str) -> list[Problem]:
+def _amount_problems(table: Mapping[str, object], decides: Mapping[str, Kind], remedy: str) -> list[Problem]:
     """Check that something is decided, and nothing by a count and a share at once."""
-    options = {stem: [option for option in DECIDES if option.startswith(stem)] for stem in stems}
-    given = {stem: [option for option in options[stem] if option in table] for stem in stems}
+    given = {
+        kind: [option for option, other in decides.items() if other == kind and option in table]
+        for kind in decides.values()
+    }
     if not any(given.values()):
-        names = ", ".join(option for stem in stems for option in options[stem])
+        names = ", ".join(decides)
         return [Problem("method", f'"{table.get("method")}" is not told how much to cut ({names}). {remedy}')]
     return [
         Problem(both[1], f"given beside {both[0]}. Keep one of the two.")

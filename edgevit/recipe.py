@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from edgevit.errors import EdgevitError
-from edgevit.methods import DECIDES, NEED_IMAGES, Count, Method, MethodTable, PerBlock, TokenChannels
+from edgevit.methods import METHODS, Count, Method, MethodTable, PerBlock
 from edgevit.plan import Recover
 from edgevit.schema import FolderName, OptionValue, Problem, Strict, load_toml, problems_text, section
 from edgevit.shipped import find_shipped
@@ -198,8 +198,8 @@ class Recipe(Strict):
 
     @property
     def fold_means(self) -> bool:
-        """Whether neurons that are plainly cut leave their mean behind: those that token-channels cuts do."""
-        return any(isinstance(options, TokenChannels) for options in self.methods)
+        """Whether neurons that are plainly cut leave their mean behind: a method may say so."""
+        return any(options.leaves_mean for options in self.methods)
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
@@ -238,8 +238,10 @@ def _prune_conflicts(table: Mapping[str, object]) -> list[Problem]:
     problems = []
     for where, method in _methods_of(table):
         own: dict[str, str] = {}
+        options = METHODS.get(str(method.get("method")))
+        decides = options.decides if options else {}
         for option in method:
-            kind = DECIDES.get(option)
+            kind = decides.get(option)
             if kind in by:
                 problems.append(
                     Problem(f"{where}.{option}", f"{by[kind]} decides this. Keep one of the two.")
@@ -267,7 +269,8 @@ def _missing_sections(table: Mapping[str, object]) -> list[Problem]:
     if "tune" in table and "calibration" not in table:
         text = "missing; [tune] needs images to train on. Add [calibration], which needs no labels."
         problems.append(Problem("calibration", text))
-    blind = [str(m["method"]) for _, m in _methods_of(table) if m.get("method") in NEED_IMAGES]
+    seeing = [name for name, options in METHODS.items() if options.needs_images]
+    blind = [str(m["method"]) for _, m in _methods_of(table) if m.get("method") in seeing]
     if blind and "calibration" not in table:
         text = f'missing; prune.method = "{blind[0]}" looks at unlabelled images. Add [calibration].'
         problems.append(Problem("calibration", text))

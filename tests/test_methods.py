@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.errors import RecipeError
-from edgevit.methods import CoupledDims, TokenChannels, need_images
+from edgevit.methods import METHODS, CoupledDims, TokenChannels, need_images
 from edgevit.recipe import Recipe, load_recipe
 
 LEAST = '[model]\nname = "deit_tiny_patch16_224"\n'
@@ -41,6 +41,17 @@ def test_only_token_channels_needs_images() -> None:
     coupled = CoupledDims(method="coupled-dims", qk_dim=8)
     assert not need_images([coupled])
     assert need_images([coupled, TokenChannels(method="token-channels", hidden=9)])
+
+
+def test_methods_are_known_by_the_name_that_a_recipe_says() -> None:
+    assert list(METHODS) == ["coupled-dims", "token-channels"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_decides_by_options_that_it_has(name: str) -> None:
+    assert METHODS[name].decides
+    assert METHODS[name].decides.keys() <= METHODS[name].model_fields.keys()
+    assert set(METHODS[name].decides.values()) <= METHODS[name].model_fields.keys()
 
 
 @pytest.mark.parametrize(

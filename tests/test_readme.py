@@ -35,11 +35,17 @@ def _fields(kind: type[Strict]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield every plain key of a file, those of its sections included."""
     for name, field in kind.model_fields.items():
         words = re.findall(r"\w+", str(field.annotation))
-        section = next((s for s in Strict.__subclasses__() if s.__name__ in words), None)
-        if section is not None:
+        sections = [section for section in _subclasses(Strict) if section.__name__ in words]
+        for section in sections:
             yield from _fields(section)
-        else:
+        if not sections:
             yield name, field
+
+
+def _subclasses(kind: type[Strict]) -> Iterator[type[Strict]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 def _table_rows(page: str) -> list[str]:
