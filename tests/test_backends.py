@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from small_onnx import classify, draw_images, write_classifier
 
-from edgevit.backends import Backend, Session, get_backend
+from edgevit.backends import BACKENDS, Backend, Session, get_backend
 from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.target import Runtime, Target
 
-pytestmark = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+pytestmark = pytest.mark.parametrize("runtime", BACKENDS)
 
 
 def _target(runtime: Runtime) -> Target:

@@ -6,6 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from edgevit.errors import BackendError
 
+MODEL_SUFFIXES = (".xml", ".onnx")
+"""How the files that runtimes load end, by which one is found in a folder."""
+
 
 def artefact_files(artefact: Path) -> tuple[PurePosixPath, ...]:
     """Return the files that are loaded with `artefact`, itself first, relative to its folder.

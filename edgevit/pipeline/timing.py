@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import get_args
 
 from edgevit.backends import get_backend
+from edgevit.backends.files import MODEL_SUFFIXES
 from edgevit.board import Conditions, Machine, draw_sample, read_conditions, read_machine, timed_shape
 from edgevit.errors import RecipeError
-from edgevit.measure.protocol import Measurement, measure_pair, require_same_shape, summarise
-from edgevit.measure.remote import take_on_board
+from edgevit.measure.protocol import Measurement, measure_pair, require_same_shape, summarise, until_trusted
+from edgevit.measure.remote import Answered, take_on_board
 from edgevit.measure.ssh import Board
 from edgevit.progress import Progress
 from edgevit.report.model import FILE_NAME, load_report
 from edgevit.target import Precision, Target
-
-_MODEL_SUFFIXES = (".xml", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,14 @@ def time_on_board(board: Board, chosen: Chosen, target: Target, progress: Progre
             device or the precision.
         BackendError: a file is broken or refused there, or the board went silent or away.
     """
-    answered = take_on_board(board, chosen.in_order, target, chosen.precision, progress)
-    found = summarise(answered.taken, target.timing)
+    answers: list[Answered] = []
+
+    def once() -> Measurement:
+        answers.append(take_on_board(board, chosen.in_order, target, chosen.precision, progress))
+        return summarise(answers[-1].taken, target.timing)
+
+    found = until_trusted(once, target.timing)
+    answered = answers[-1]
     return Timed(chosen, found, str(board), answered.device, answered.machine, answered.conditions)
 
 
@@ -141,7 +146,7 @@ def _model_file(path: Path) -> Path | None:
     """Return the file that `path` is or, as the only model in it, has; None for a build directory."""
     if not path.is_dir():
         return path
-    models = [file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES]
+    models = [file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES]
     return models[0] if len(models) == 1 and not (path / FILE_NAME).exists() else None
 
 
