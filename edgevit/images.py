@@ -20,7 +20,13 @@ from pydantic import Field
 
 from edgevit.errors import ImagesError
 from edgevit.image_rows import Rows, folder_rows, hub_rows, parquet_rows
-from edgevit.preprocess import Preprocess, SetPreprocess, decode_image, preprocess_to_json
+from edgevit.preprocess import (
+    Preprocess,
+    SetPreprocess,
+    decode_image,
+    preprocess_to_json,
+    resolve_preprocess,
+)
 from edgevit.progress import Progress, silent
 from edgevit.schema import Problem, Strict, load_toml
 from edgevit.shipped import find_shipped
@@ -153,7 +159,7 @@ class Images:
 
     def _pixels_of(self, data: bytes, where: str) -> NDArray[np.uint8]:
         try:
-            return self.preprocess.apply(decode_image(data, self.preprocess.channels))
+            return _pixels(data, self.preprocess)
         except ValueError as error:
             raise ImagesError(
                 f"{where}: cannot be read as an image: {error}. Replace it, or leave it out with"
@@ -162,18 +168,23 @@ class Images:
 
 
 def open_images(
-    source: LoadedSet, preprocess: Preprocess, count: int | None, seed: int, progress: Progress = silent
+    source: LoadedSet, default: Preprocess, count: int | None, seed: int, progress: Progress = silent
 ) -> Images:
     """Draw `count` images (all when None) from a set, without replacement, and hash them.
 
-    The draw depends on `seed` and the number of images alone; the drawn ones stay in the set's order, so
-    that a file is read from front to back. Images are decoded by `Images.batches`, except that
-    on_corrupt = "skip" decodes them here as well, to know which to leave out.
+    They are preprocessed by the model's `default` with what the set says in its place. The draw depends on
+    `seed` and the number of images alone; the drawn ones stay in the set's order, so that a file is read
+    from front to back. Images are decoded by `Images.batches`, except that on_corrupt = "skip" decodes them
+    here as well, to know which to leave out.
 
     Raises:
-        ImagesError: the set is missing, empty, truncated, lacks a column, is smaller than `count`, or has
-            labels below 0; or none of its images can be read.
+        ImagesError: the set is missing, empty, truncated, lacks a column, is smaller than `count`, has labels
+            below 0, or says what does not fit the model's input; or none of its images can be read.
     """
+    try:
+        preprocess = resolve_preprocess(default, source.set.preprocess)
+    except ImagesError as error:
+        raise ImagesError(f"{source.path}: {error}") from error
     rows = _open_rows(source)
     chosen = _draw(rows, count, seed, source.path)
     if rows.labels is not None and (rows.labels[chosen] < 0).any():
@@ -265,7 +276,11 @@ def _int64(values: list[np.int64]) -> NDArray[np.int64]:
 
 def _readable(data: bytes, preprocess: Preprocess) -> bool:
     try:
-        decode_image(data, preprocess.channels)
+        _pixels(data, preprocess)
     except ValueError:
         return False
     return True
+
+
+def _pixels(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
+    return preprocess.apply(decode_image(data, preprocess.channels))

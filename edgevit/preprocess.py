@@ -26,6 +26,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Edge = Annotated[int, Field(ge=1)]
 Size = tuple[Edge, Edge]
 
+MAX_PIXELS = 2**27
+"""Pixels of a resized image, 400 MB in colour; PIL refuses files of more than 1.3 times as many."""
+
 
 class SetPreprocess(Strict):
     """What an image set says about preprocessing; a key that is absent leaves the model's own setting."""
@@ -76,13 +79,20 @@ class Preprocess:
             raise ValueError(f"interpolation: expected {get_args(Interpolation)}, got {self.interpolation!r}")
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the pixels of `image`, resized and cropped, uint8 [H, W, C]."""
+        """Return the pixels of `image`, resized and cropped, uint8 [H, W, C].
+
+        Raises:
+            ValueError: so long and thin that it would have more than `MAX_PIXELS` before it is cropped.
+        """
         import numpy as np
         from PIL import Image
 
         image = image.convert("L" if self.channels == 1 else "RGB")
         filter_ = Image.Resampling[self.interpolation.upper()]
-        image = image.resize(self._resized(image.width, image.height), filter_)
+        width, height = self._resized(image.width, image.height)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} would be resized to {width} x {height}")
+        image = image.resize((width, height), filter_)
         return np.asarray(_crop_centre(image, self.crop)).reshape(*self.crop, self.channels)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.images import ImageSet, load_image_set, open_images
-from edgevit.preprocess import Preprocess, resolve_preprocess
+from edgevit.preprocess import Preprocess
 from edgevit.recipe import Recipe, load_recipe
 from edgevit.schema import Strict, load_toml
 from edgevit.shipped import Kind, shipped_dir, shipped_names
@@ -53,6 +53,6 @@ def test_shipped_set_opens_without_skipping(name: str, tmp_path: Path) -> None:
     source = load_image_set(name, tmp_path)
     assert source.set.kind != "hub"  # shipped sets work offline
     grey = Preprocess(32, (32, 32), "bicubic", (0.5,), (0.5,), channels=1)
-    images = open_images(source, resolve_preprocess(grey, source.set.preprocess), None, 0)
+    images = open_images(source, grey, None, 0)
     assert images.skipped == 0
     assert sum(len(batch) for batch in images.batches(256)) == len(images)

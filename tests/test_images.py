@@ -250,6 +250,34 @@ def test_corrupt_images_are_skipped_and_counted_when_the_set_says_so(tmp_path: P
     assert images.labels.tolist() == [0, 0, 1]
 
 
+def test_image_too_thin_to_resize_is_skipped_or_named_like_a_corrupt_one(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 1)).save(buffer, "PNG")  # decodes well, and would become 1024000 x 256
+    write_parquet(tmp_path / "images.parquet", [png(0), buffer.getvalue()])
+    large = Preprocess(256, (8, 8), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    skipping = open_images(parquet_set(tmp_path, 'on_corrupt = "skip"'), large, None, 0)
+    assert (len(skipping), skipping.skipped, values(skipping)) == (1, 1, [0])
+    stopping = open_images(parquet_set(tmp_path), large, None, 0)
+    with pytest.raises(
+        ImagesError, match=r"row 1 .* 4000 x 1 would be resized to 1024000 x 256\. Replace it"
+    ):
+        values(stopping)
+
+
+def test_open_images_applies_the_preprocessing_of_the_set(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "images.parquet", [png(0)])
+    images = open_images(parquet_set(tmp_path, "[preprocess]\nresize = 16\nmean = [0.0]"), SMALL, None, 0)
+    assert (images.preprocess.resize, images.preprocess.mean) == (16, (0.0, 0.0, 0.0))
+
+
+def test_open_images_preprocessing_that_does_not_fit_the_model_names_the_set_and_key(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "images.parquet", [png(0)])
+    with pytest.raises(
+        ImagesError, match=r"set\.toml: preprocess\.crop: expected the model's input 8 x 8, got 9"
+    ):
+        open_images(parquet_set(tmp_path, "[preprocess]\ncrop = 9"), SMALL, None, 0)
+
+
 def test_set_of_corrupt_images_only_is_refused_even_when_skipping(tmp_path: Path) -> None:
     write_parquet(tmp_path / "images.parquet", [b"", b"x"])
     with pytest.raises(ImagesError, match="none of the 2 images can be read"):

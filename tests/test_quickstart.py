@@ -13,7 +13,6 @@ from PIL import Image
 
 from edgevit.images import Images, load_image_set, open_images
 from edgevit.models.load import LoadedModel, ModelSource, load_model
-from edgevit.preprocess import resolve_preprocess
 from edgevit.recipe import load_recipe
 from edgevit.shipped import shipped_dir
 
@@ -27,7 +26,7 @@ def quickstart() -> LoadedModel:
 
 def _open(name: str, loaded: LoadedModel) -> Images:
     source = load_image_set(name, Path())
-    return open_images(source, resolve_preprocess(loaded.preprocess, source.set.preprocess), None, 0)
+    return open_images(source, loaded.preprocess, None, 0)
 
 
 def _png_bytes(name: str) -> list[bytes]:

@@ -19,7 +19,7 @@ from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
 from edgevit.models.load import LoadedModel, ModelSource, load_model
 from edgevit.plan import Counts, plan_from_counts
-from edgevit.preprocess import Preprocess, resolve_preprocess
+from edgevit.preprocess import Preprocess
 from edgevit.slim import SlimOptions, slim_model
 from edgevit.target import Runtime, Target, load_target
 
@@ -84,7 +84,7 @@ def load_deit_tiny_cifar() -> LoadedModel:
 def open_set(name: str, preprocess: Preprocess, count: int | None) -> Images:
     """Draw `count` images (all when None) of a set in `sets/`, with seed 0."""
     source = load_image_set(f"sets/{name}.toml", BENCH)
-    return open_images(source, resolve_preprocess(preprocess, source.set.preprocess), count, 0)
+    return open_images(source, preprocess, count, 0)
 
 
 def decode_now(images: Images) -> None:
