@@ -8,8 +8,6 @@ from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, Me
 from edgevit.recipe import Gates, Prefer
 from edgevit.report.model import Result
 
-__all__ = ["Gates", "accuracy_misses", "choose", "latency_misses", "require_gates"]
-
 
 def choose(results: Sequence[Result], gates: Gates, prefer: Prefer) -> tuple[Result, ...]:
     """Mark which candidates of one target are chosen, and why the others are not.

@@ -47,6 +47,8 @@ class Timing(Strict):
     """Samples of each artefact after which timing ends early, >= min_samples."""
     max_interval_ratio: float = Field(default=0.1, gt=0, le=1)
     """Widest 95 % interval of the speed-up that is still trusted, as (high - low) / speed-up, 0..1."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    """How often a pair is timed at most, anew each time, until its times can be trusted, 1..10."""
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:

@@ -15,6 +15,7 @@ copy of the image (tools/bench/benchmark_app_agreement.py).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class Measurement:
     """Every reason for the verdict, in one line."""
     runs_per_burst: int
     """Consecutive samples that belong together, for whoever resamples them."""
+    attempts: int = 1
+    """Which measurement this is; those before could not be trusted."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,25 @@ def measure_pair(
         BackendError: a run failed, or `sample` does not fit an artefact.
     """
     sessions = [reference] if candidate is None else [reference, candidate]
-    taken = take_samples(sessions, sample, time_budget(timing), clock=clock, progress=progress)
-    return summarise(taken, timing)
+
+    def once() -> Measurement:
+        taken = take_samples(sessions, sample, time_budget(timing), clock=clock, progress=progress)
+        return summarise(taken, timing)
+
+    return until_trusted(once, timing)
+
+
+def until_trusted(measure: Callable[[], Measurement], timing: Timing) -> Measurement:
+    """Measure anew, up to `timing.attempts` times, while the machine was too restless to believe the times.
+
+    The whole measurement is taken again: samples of a quiet minute are not mixed with those of a busy one,
+    and how many attempts it took is kept. Too few samples are no noise; more attempts would not help.
+    """
+    for attempt in range(1, timing.attempts + 1):
+        found = dataclasses.replace(measure(), attempts=attempt)
+        if found.verdict == "trusted" or len(found.reference.samples_ms) < timing.min_samples:
+            break
+    return found
 
 
 def require_same_shape(artefacts: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> None:

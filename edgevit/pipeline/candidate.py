@@ -152,9 +152,8 @@ def _measure(pair: ArtefactPair, form: Form, probe: Probe) -> PairTimes:
     )
     after = read_conditions()
     states = {name: [getattr(before, name), getattr(after, name)] for name in asdict(before)}
-    return _pair_times(
-        found, slim.device(), {"batch": size, "runs_per_burst": found.runs_per_burst, **states}, pair.target
-    )
+    protocol: dict[str, JsonValue] = {"batch": size, "runs_per_burst": found.runs_per_burst, **states}
+    return _pair_times(found, slim.device(), protocol | {"attempts": found.attempts}, pair.target)
 
 
 def _pair_times(

@@ -10,10 +10,9 @@ from pathlib import Path
 from edgevit.backends import get_backend
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import RecipeError, WeightsError
-from edgevit.gates import Gates
 from edgevit.images import LoadedSet, load_image_set
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
-from edgevit.recipe import LoadedRecipe, TargetSection
+from edgevit.recipe import Gates, LoadedRecipe, TargetSection
 from edgevit.shipped import find_shipped
 from edgevit.target import Precision, Target, load_target
 

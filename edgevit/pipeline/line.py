@@ -55,7 +55,8 @@ def build(
         EdgevitError: anything a user can cause. AccuracyGateError, MeasurementError and LatencyGateError come
             after the report was written; all others before any public file was changed.
     """
-    inputs = read_inputs(recipe, options.targets)
+    with naming_recipe(recipe.path):
+        inputs = read_inputs(recipe, options.targets)
     with Store.open(out, recipe.recipe.name) as store:
         stages = Stages(store, progress)
         with naming_recipe(recipe.path):
