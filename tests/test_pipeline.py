@@ -104,6 +104,8 @@ def test_build_report_has_accuracy_parity_and_stages(built: tuple[Report, Path])
     assert result.drop.points == pytest.approx(100 * (result.dense.top1 - result.slim.top1))
     assert 0.0 < float(str(result.parity["slim_torch_onnx_max_abs"])) < 1e-4
     assert 0.0 < float(str(result.parity["dense_onnx_artefact_max_abs"])) < 1e-3
+    beside_macs = [int(str(result.parity[f"{side}_elementwise_elements"])) for side in ("slim", "dense")]
+    assert 0 < beside_macs[0] < beside_macs[1]
     assert [stage.name for stage in report.stages][:5] == [
         "load",
         "decode calibration",

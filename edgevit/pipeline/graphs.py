@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.disk import sha256_file, sha256_tree
-from edgevit.export.graph_cost import check_macs
+from edgevit.export.graph_cost import check_macs, graph_cost
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import TORCH_TO_ONNX, Batch, Parity, check_parity, limits_for
@@ -180,10 +180,17 @@ def _compare(
         batches = probe.batches(form.batch)
         links = torch_link(model.loaded.model), onnx_link(graph.path)
         found = check_parity(*links, batches, limits_for(graph.arch, TORCH_TO_ONNX), graph.arch)
-        (folder / PARITY_FILE).write_text(json.dumps(parity_facts(f"{side}_torch_onnx", found)))
+        facts = parity_facts(f"{side}_torch_onnx", found) | _element_facts(side, graph.path)
+        (folder / PARITY_FILE).write_text(json.dumps(facts))
 
     facts: dict[str, float] = json.loads((stages.run("verify", key, make, of=side) / PARITY_FILE).read_text())
     return facts
+
+
+def _element_facts(side: str, path: Path) -> dict[str, float]:
+    """Return what a graph computes beside its MACs, which count no elementwise work: elements of an image."""
+    cost = graph_cost(path)
+    return {f"{side}_elementwise_elements": cost.elementwise, f"{side}_softmax_elements": cost.softmax}
 
 
 def parity_facts(link: str, found: Parity) -> dict[str, float]:
