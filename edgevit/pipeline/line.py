@@ -53,7 +53,9 @@ def build(
 
     Raises:
         EdgevitError: anything a user can cause. AccuracyGateError, MeasurementError and LatencyGateError come
-            after the report was written; all others before any public file was changed.
+            after the report was written. DiskFullError and OutputError may come while public files are put in
+            place: some are then new, and there is no manifest; or after that, for the depfile. All others
+            come before any public file was changed.
     """
     with naming_recipe(recipe.path):
         inputs = read_inputs(recipe, options.targets)

@@ -1,8 +1,8 @@
 """Two residual streams through the network, block by block: the dense model's and the slim model's.
 
 What a block is slimmed by are statistics of the stream that the already slimmed blocks give; what it aims at
-is the dense stream, so that it repairs what earlier blocks lost. Only the streams of all images are held,
-never the activations.
+is the dense stream, so that it repairs what earlier blocks lost. Of all images only the streams, the token
+weights and the attention outputs of the block at hand (fit_attention.py) are held, never other activations.
 """
 
 from __future__ import annotations
