@@ -7,7 +7,9 @@ ViT is this number.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgevit.models.arch import Arch, BlockDims
 
@@ -45,17 +47,28 @@ class ModelCost:
 
 def model_cost(arch: Arch) -> ModelCost:
     """Count a model from its dims."""
-    area = arch.image[0] * arch.patch[0] * arch.patch[1]
-    stem = Cost(
-        macs=arch.patches * area * arch.embed,
-        params=(area + 1) * arch.embed + _positions(arch) + (2 * arch.embed if arch.pre_norm else 0),
-    )
+    stem = _embedding_cost(arch) + Cost(0, _positions(arch) + (2 * arch.embed if arch.pre_norm else 0))
     heads = 2 if arch.reads == "class+distillation" else 1
     head = Cost(
         macs=heads * arch.features * arch.classes,
         params=heads * (arch.features + 1) * arch.classes + (2 * arch.features if arch.norm != "none" else 0),
     )
+    if arch.reads == "sequence":
+        head += Cost(2 * arch.blocks[-1].tokens_out * arch.features, arch.features)
     return ModelCost(stem, tuple(block_cost(arch, block) for block in arch.blocks), head)
+
+
+def _embedding_cost(arch: Arch) -> Cost:
+    """Count what makes tokens of an image: one convolution, or those of a tokenizer."""
+    if arch.tokenizer is None:
+        area = arch.image[0] * arch.patch[0] * arch.patch[1]
+        return Cost(arch.patches * area * arch.embed, (area + 1) * arch.embed)
+    cost, form = Cost(0, 0), arch.tokenizer
+    widths = pairwise((arch.image[0], *form.inner, arch.embed))
+    for (before, after), size in zip(widths, form.sizes(arch.image[1:])[:-1], strict=True):
+        params = before * after * form.kernel**2
+        cost += Cost(math.prod(size) * params, params)
+    return cost
 
 
 def _positions(arch: Arch) -> int:

@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
+from toy_ccts import CCT_ARCH, TWO_CONVS, toy_cct
 from toy_swins import SWIN
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.cost import Cost, model_cost
 from edgevit.models.anatomy import slim_arch
 from edgevit.models.arch import Arch, BlockDims, Window
+from edgevit.models.from_cct import from_cct
 from edgevit.plan import Counts
 
 FORMS: dict[str, Arch] = {
@@ -23,12 +25,15 @@ FORMS: dict[str, Arch] = {
     "qk-norm without bias": dataclasses.replace(ARCH, qk_norm=True, qkv_bias=False),
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "Swin": SWIN,
+    "CCT": CCT_ARCH,
+    "CCT with two convolutions": from_cct(toy_cct(TWO_CONVS, 32), "toy").arch,
     "grey and wide": dataclasses.replace(toy_arch(), image=(1, 8, 32), patch=(2, 8)),
 }
 PLANS: dict[str, tuple[Counts, bool]] = {
     "all": (Counts(), False),
     "dims": (Counts(heads=[3, 2, 1], vo_dim=[8, 3, 2], hidden=[40, 7, 30]), False),
     "dims of four blocks": (Counts(heads=[2, 1, 4, 3], qk_dim=[8, 5, 1, 8], hidden=[64, 9, 128, 11]), False),
+    "heads": (Counts(heads=2, hidden=9), False),
     "QK": (Counts(qk_dim=[8, 5, 1]), False),
     "merges": (Counts(tokens=[14, 9, 9]), False),
     "dead": (Counts(), True),
@@ -39,6 +44,8 @@ PLANS: dict[str, tuple[Counts, bool]] = {
 def _plan_for(arch: Arch) -> str:
     if arch.blocks[0].window is not None:
         return "dims of four blocks"
+    if arch.tokenizer is not None:
+        return "heads" if len(arch.blocks) == 2 else "merges"
     return "merges" if arch.read_tokens is None else "merges and dead"
 
 
@@ -64,7 +71,8 @@ def test_cost_of_parts_is_the_params_of_parts(form: str) -> None:
     model, cost = toy_model(arch), model_cost(arch)
     for block, part in zip(model.blocks, cost.blocks, strict=True):
         assert part.params == sum(parameter.numel() for parameter in block.parameters())
-    outside = [name for name, _ in model.named_parameters() if name.startswith(("head", "norm."))]
+    parts = ("head", "norm.", "sequence_pool")
+    outside = [name for name, _ in model.named_parameters() if name.startswith(parts)]
     assert cost.head.params == sum(model.get_parameter(name).numel() for name in outside)
 
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import openvino
 import pytest
 import torch
+from toy_ccts import CCT_ARCH
 from toy_swins import SWIN
 
 import edgevit
@@ -86,6 +87,13 @@ ARCHS = {
             for index, block in enumerate(SWIN.blocks)
         ),
     ),
+    "cct": replace(
+        CCT_ARCH,
+        blocks=(
+            replace(CCT_ARCH.blocks[0], heads=2, qk_dim=5, hidden=7, tokens_out=11),
+            replace(CCT_ARCH.blocks[1], vo_dim=3, tokens_in=11, tokens_out=11, queries=11),
+        ),
+    ),
     "no-prefix": replace(
         ARCH,
         prefix=0,
@@ -153,6 +161,8 @@ def test_export_of_every_form_gives_the_outputs_of_torch(tmp_path: Path, name: s
         ("merged", 17),
         ("swin", 17),
         pytest.param("swin", 23, marks=pytest.mark.slow),
+        pytest.param("cct", 17, marks=pytest.mark.slow),
+        pytest.param("cct", 23, marks=pytest.mark.slow),
         pytest.param("mean-merged", 17, marks=pytest.mark.slow),
         ("dense", 20),
         pytest.param("merged", 23, marks=pytest.mark.slow),
@@ -173,6 +183,7 @@ def test_export_with_other_opsets_gives_the_outputs_of_torch(tmp_path: Path, nam
         ("dense", 18),
         ("merged", 17),
         ("swin", 18),
+        pytest.param("cct", 18, marks=pytest.mark.slow),
         pytest.param("merged", 18, marks=pytest.mark.slow),
         pytest.param("no-prefix", 18, marks=pytest.mark.slow),
     ],
@@ -284,7 +295,7 @@ def test_export_of_swin_is_small_and_named_by_module(tmp_path: Path) -> None:
     assert found["Reshape"] == 1 + 2 * 5 + 2 + 2 + 2 * 4  # stem, windows, shift mask, merging, one window
 
 
-@pytest.mark.parametrize("name", ["swin"])
+@pytest.mark.parametrize("name", ["swin", "cct"])
 def test_openvino_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
     path = exported(tmp_path, ARCHS[name])
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from toy_ccts import CCT_ARCH
 from toy_swins import SWIN
 from toy_vits import ARCH, toy_arch
 
@@ -13,7 +14,13 @@ from edgevit.models.arch import arch_from_json, arch_to_json
 
 @pytest.mark.parametrize(
     "arch",
-    [ARCH, SWIN, toy_arch("class+distillation", 2), dataclasses.replace(toy_arch("mean"), norm="none")],
+    [
+        ARCH,
+        SWIN,
+        CCT_ARCH,
+        toy_arch("class+distillation", 2),
+        dataclasses.replace(toy_arch("mean"), norm="none"),
+    ],
 )
 def test_arch_survives_json(arch: object) -> None:
     assert arch_from_json(json.loads(json.dumps(arch_to_json(arch))), "arch.json") == arch  # type: ignore[arg-type]

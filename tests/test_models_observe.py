@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from toy_ccts import CCT_ARCH
+from toy_swins import SWIN
 from toy_vits import few_cause_images, toy_arch, toy_model
 
 from edgevit.models.layers import SlimViT
@@ -25,9 +28,13 @@ def by_hook(model: SlimViT, images: torch.Tensor) -> list[torch.Tensor]:
     return seen
 
 
-def test_live_neurons_are_what_fc2_multiplies() -> None:
-    model = toy_model(toy_arch("mean"))
-    for found, expected in zip(live_neurons(model, IMAGES), by_hook(model, IMAGES), strict=True):
+FAMILIES = {"ViT": toy_model(toy_arch("mean")), "Swin": toy_model(SWIN), "CCT": toy_model(CCT_ARCH)}
+
+
+@pytest.mark.parametrize("model", FAMILIES.values(), ids=FAMILIES)
+def test_live_neurons_are_what_fc2_multiplies(model: SlimViT) -> None:
+    images = few_cause_images(6, model.arch)
+    for found, expected in zip(live_neurons(model, images), by_hook(model, images), strict=True):
         torch.testing.assert_close(found, expected)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from toy_ccts import CCT_ARCH
 from toy_swins import SWIN
 from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, toy_plan
 
@@ -30,6 +31,7 @@ FORMS = {
     "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
+    "CCT": CCT_ARCH,
 }
 OPTIONS = {
     "default": ClosedForm(),
@@ -302,12 +304,18 @@ def _walk(dense: SlimViT, plan: Plan, images: Tensor) -> Iterator[tuple[SlimViT,
         yield slim, streams, index
 
 
+PLANS_OF_FAMILIES = {
+    "Swin": SWIN_PLANS["all but the first"],
+    "CCT": Counts(heads=[3, 2, 2], vo_dim=5, hidden=[48, 20, 20], tokens=[16, 12, 10]),
+}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("case", [*STREAM_PLANS, "Swin"])
+@pytest.mark.parametrize("case", [*STREAM_PLANS, "Swin", "CCT"])
 def test_streams_are_what_the_models_compute(case: str) -> None:
-    dense = toy_model(SWIN if case == "Swin" else ARCH)
+    dense = toy_model({"Swin": SWIN, "CCT": CCT_ARCH}.get(case, ARCH))
     images = few_cause_images(40, dense.arch)
-    plan = toy_plan(dense, SWIN_PLANS["all but the first"] if case == "Swin" else STREAM_PLANS[case])
+    plan = toy_plan(dense, PLANS_OF_FAMILIES.get(case) or STREAM_PLANS[case])
     x = full = dense.embed(images)
     sizes = None
     for slim, streams, index in _walk(dense, plan, images):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
@@ -139,13 +140,14 @@ def _mask(dense: SlimViT) -> SlimViT:
     for block in masked.blocks:
         block.attn.k.weight[[row for row in range(24) if row not in qk]] = 0
         block.attn.v.weight[[row for row in range(24) if row not in vo]] = 0
-        block.mlp.fc2.weight[:, [j for j in range(40) if j not in (KEPT.hidden or ())]] = 0
+        neurons = range(block.mlp.fc1.out_features)
+        block.mlp.fc2.weight[:, [j for j in neurons if j not in (KEPT.hidden or ())]] = 0
     return masked
 
 
-def test_selection_by_index_is_exact_against_a_mask() -> None:
-    dense = toy_model()
-    plan = Plan((BlockPlan(2, 3, 2, 13, 17, KEPT),) * 3)
+@pytest.mark.parametrize("dense", [toy_model(), toy_slim_cct()], ids=["ViT", "CCT"])
+def test_selection_by_index_is_exact_against_a_mask(dense: SlimViT) -> None:
+    plan = Plan((BlockPlan(2, 3, 2, 13, dense.arch.tokens, KEPT),) * 3)
     _equal_outputs(slim_by_selection(dense, plan), _mask(dense))
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
 from toy_vits import noise_images, toy_arch, toy_model
 
@@ -45,7 +46,11 @@ def _logits(model: SlimViT, image: Tensor, bumps: list[dict[str, Tensor]]) -> Te
         scores = block.attn.queries(y) @ block.attn.keys(y).mT + _pair_bias(block) + bump["scores"]
         mixed = (scores.softmax(dim=-1) @ block.attn.values(y)).transpose(1, 2).flatten(2)
         x = x + block.attn.proj(mixed) + bump["attention"]
-        x = x + block.mlp(block.norm2(x)) + bump["mlp"]
+        if model.arch.norm2_on_stream:
+            x = block.norm2(x)
+            x = x + block.mlp(x) + bump["mlp"]
+        else:
+            x = x + block.mlp(block.norm2(x)) + bump["mlp"]
     return model.classify(x, None)
 
 
@@ -80,7 +85,10 @@ def _half_uniform(values: Tensor, mean: Tensor) -> Tensor:
     return 0.5 + 0.5 * values / mean
 
 
-@pytest.mark.parametrize("model", [toy_model(_arch()), toy_swin()], ids=["ViT", "Swin"])
+MODELS = {"ViT": toy_model(_arch()), "Swin": toy_swin(), "CCT": toy_slim_cct()}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_weights_equal_a_direct_gradient_image_by_image(model: SlimViT) -> None:
     images = noise_images(6, model.arch)
     found, expected = _weigh(model, images), _squared_gradients(model, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -20,11 +21,8 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
 
     Weights of matrix products stand as [in, out], those of the classifiers as [out, in].
     """
-    embed, (channels, _, _) = arch.embed, arch.image
-    dims: dict[str, Dims] = {
-        "patch_embed.weight": (embed, channels, *arch.patch),
-        "patch_embed.bias": (embed,),
-    }
+    embed = arch.embed
+    dims: dict[str, Dims] = dict(_embedding_dims(arch))
     if arch.position:
         dims["position"] = (1, arch.patches, embed)
     if arch.prefix:
@@ -35,9 +33,22 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
         dims |= {f"blocks.{index}.{name}": size for name, size in _block_dims(arch, block)}
     if arch.norm != "none":
         dims |= _norm("norm", arch.features)
+    if arch.reads == "sequence":
+        dims["sequence_pool.weight"] = (arch.features, 1)
     for head in ("head", "head_dist") if arch.reads == "class+distillation" else ("head",):
         dims |= {f"{head}.weight": (arch.classes, arch.features), f"{head}.bias": (arch.classes,)}
     return dims
+
+
+def _embedding_dims(arch: Arch) -> Iterator[tuple[str, Dims]]:
+    channels = arch.image[0]
+    if arch.tokenizer is None:
+        yield "patch_embed.weight", (arch.embed, channels, *arch.patch)
+        yield "patch_embed.bias", (arch.embed,)
+        return
+    kernel = (arch.tokenizer.kernel, arch.tokenizer.kernel)
+    for index, (before, after) in enumerate(pairwise((channels, *arch.tokenizer.inner, arch.embed))):
+        yield f"patch_embed.convs.{index}.weight", (after, before, *kernel)
 
 
 def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:

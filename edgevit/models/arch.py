@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +18,50 @@ from edgevit.errors import WeightsError
 ARCH_SCHEMA = 2
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "silu"]
-Reads = Literal["class", "class+distillation", "mean", "mean+prefix"]
+Reads = Literal["class", "class+distillation", "mean", "mean+prefix", "sequence"]
+"""What the head reads; "sequence" is a mean of all tokens by a softmax over them (CCT)."""
 NormPlace = Literal["before-pool", "after-pool", "none"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pooling; sizes in pixels, the same both ways."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+POOL = Pool(3, 2, 1)
+"""The max-pooling behind each convolution of a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Convolutions that make tokens (CCT), all of one form; each is followed by ReLU and `POOL`."""
+
+    inner: tuple[int, ...]  # channels between the convolutions; the last puts out the embed width
+    kernel: int
+    stride: int
+    padding: int
+
+    def sizes(self, image: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Return height and width behind each convolution, before its pooling; behind all of them last."""
+        sizes = []
+        for _ in range(len(self.inner) + 1):
+            image = _shrunk(image, self)
+            sizes.append(image)
+            image = _shrunk(image, POOL)
+        return (*sizes, image)
+
+    def grid(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of the tokens of an image."""
+        return self.sizes(image)[-1]
+
+
+def _shrunk(image: tuple[int, int], layer: Tokenizer | Pool) -> tuple[int, int]:
+    height, width = ((size + 2 * layer.padding - layer.kernel) // layer.stride + 1 for size in image)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -92,6 +135,8 @@ class Arch:
     scale: float  # of the dense model's attention logits; frozen, never computed from qk_dim
     blocks: tuple[BlockDims, ...]
     position: bool = True  # whether each patch's position is added to its token
+    tokenizer: Tokenizer | None = None  # what makes tokens instead of patches; `patch` is then their distance
+    norm2_on_stream: bool = False  # whether norm2 changes the residual stream, not only what the MLP reads
 
     @property
     def embed(self) -> int:
@@ -106,6 +151,8 @@ class Arch:
     @property
     def patches(self) -> int:
         """Return the number of patch tokens that the embedding makes."""
+        if self.tokenizer is not None:
+            return math.prod(self.tokenizer.grid(self.image[1:]))
         return (self.image[1] // self.patch[0]) * (self.image[2] // self.patch[1])
 
     @property
@@ -139,7 +186,7 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
         blocks = tuple(_block_from_json(block) for block in fields.pop("blocks"))
-        arch = Arch(**{**fields, "blocks": blocks})
+        arch = Arch(**{**fields, "blocks": blocks, "tokenizer": _tokenizer_from_json(fields["tokenizer"])})
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{where}: the arch is incomplete or has unknown keys: {error}") from error
     return dataclasses.replace(arch, image=_three(arch.image), patch=(arch.patch[0], arch.patch[1]))
@@ -151,6 +198,10 @@ def _block_from_json(data: dict[str, Any]) -> BlockDims:
         return block
     window = Window(**{key: (value[0], value[1]) for key, value in data["window"].items()})
     return dataclasses.replace(block, window=window)
+
+
+def _tokenizer_from_json(data: dict[str, Any] | None) -> Tokenizer | None:
+    return None if data is None else Tokenizer(**{**data, "inner": tuple(data["inner"])})
 
 
 def _three(values: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from timm.models import swin_transformer, vision_transformer
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from edgevit.errors import UnsupportedModelError
+from edgevit.models.cct import CCT
+from edgevit.models.from_cct import from_cct
 from edgevit.models.layers import SlimViT
 from edgevit.models.swin import from_swin
 from edgevit.models.vit import from_vit
+
+Renaming = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+
+
+def published_renaming(model: nn.Module) -> Renaming:
+    """Return timm's renaming of published checkpoints for a model's family."""
+    match model:
+        case SwinTransformer():
+            renaming: Renaming = swin_transformer.checkpoint_filter_fn
+        case CCT():
+            return lambda found, model: found
+        case _:
+            renaming = vision_transformer.checkpoint_filter_fn
+    return renaming
 
 
 def from_timm(model: nn.Module, name: str) -> SlimViT:
@@ -29,6 +48,8 @@ def from_timm(model: nn.Module, name: str) -> SlimViT:
             return from_vit(model, name)
         case SwinTransformer():
             return from_swin(model, name)
+        case CCT():
+            return from_cct(model, name)
         case SwinTransformerV2():
             raise UnsupportedModelError(
                 f"model {name}: Swin V2 compares queries and keys by their cosine and makes its position"
@@ -37,5 +58,5 @@ def from_timm(model: nn.Module, name: str) -> SlimViT:
             )
     raise UnsupportedModelError(
         f"model {name}: expected a Vision Transformer (timm's VisionTransformer) or a Swin Transformer, got "
-        f"{type(model).__name__}. edgevit slims ViT, DeiT and Swin models; see `edgevit inspect --help`."
+        f"{type(model).__name__}. edgevit slims ViT, DeiT, Swin and CCT models; see `edgevit inspect --help`."
     )

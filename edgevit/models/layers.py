@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from edgevit.models.arch import Activation, Arch, BlockDims
 from edgevit.models.downsample import Downsample
+from edgevit.models.tokenizer import ConvTokenizer
 from edgevit.models.windows import Windows
 
 
@@ -186,10 +187,19 @@ class SlimBlock(nn.Module):
     def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map tokens [B, N, D] and their sizes to those that leave the block."""
         x, sizes = self.attend(x, sizes)
-        return x + self.mlp(self.norm2(x)), sizes
+        x = self.stream(x)
+        return x + self.mlp(self.mlp_input(x)), sizes
+
+    def stream(self, x: Tensor) -> Tensor:
+        """Return what the MLP's output is added to, from what `attend` gives."""
+        return self.norm2(x) if self.arch.norm2_on_stream else x
+
+    def mlp_input(self, stream: Tensor) -> Tensor:
+        """Return what the MLP reads, from what its output is added to."""
+        return stream if self.arch.norm2_on_stream else self.norm2(stream)
 
     def attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map tokens [B, N, D] and their sizes to those that the MLP gets: attention, and merging."""
+        """Map tokens [B, N, D] and their sizes to those behind the attention and the merging."""
         x = self.downsample(x)
         y = self.attn.split(self.norm1(x))
         keys = self.attn.keys(y)
@@ -198,6 +208,12 @@ class SlimBlock(nn.Module):
         if self.dims.merged:
             x, sizes = pool_tokens(x, sizes, self.match(keys))
         return x, sizes
+
+
+def _patch_embed(arch: Arch) -> nn.Conv2d | ConvTokenizer:
+    if arch.tokenizer is not None:
+        return ConvTokenizer(arch.tokenizer, arch.image[0], arch.embed)
+    return nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
 
 
 def _downsample(dims: BlockDims, arch: Arch) -> nn.Module:
@@ -218,7 +234,7 @@ class SlimViT(nn.Module):
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
-        self.patch_embed = nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
+        self.patch_embed = _patch_embed(arch)
         self.prefix = nn.Parameter(torch.zeros(1, arch.prefix, arch.embed))  # position already added
         position = torch.zeros(1, arch.patches, arch.embed)
         self.position = nn.Parameter(position) if arch.position else None
@@ -226,6 +242,7 @@ class SlimViT(nn.Module):
         blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
         self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
         self.norm = nn.LayerNorm(arch.features, arch.norm_eps) if arch.norm != "none" else nn.Identity()
+        self.sequence_pool = nn.Linear(arch.features, 1, bias=False) if arch.reads == "sequence" else None
         self.head = nn.Linear(arch.features, arch.classes)
         self.head_dist = (
             nn.Linear(arch.features, arch.classes) if arch.reads == "class+distillation" else None
@@ -252,7 +269,10 @@ class SlimViT(nn.Module):
             return both / 2
         if self.arch.norm == "before-pool":
             x = self.norm(x)
-        pooled = mean_tokens(x, sizes, 0 if self.arch.reads == "mean+prefix" else self.arch.prefix)
+        if self.sequence_pool is not None:
+            pooled = pool_sequence(x, sizes, self.sequence_pool(x))
+        else:
+            pooled = mean_tokens(x, sizes, 0 if self.arch.reads == "mean+prefix" else self.arch.prefix)
         logits = self.head(self.norm(pooled) if self.arch.norm == "after-pool" else pooled)
         return logits
 
@@ -271,6 +291,13 @@ def mean_tokens(x: Tensor, sizes: Tensor | None, skip: int) -> Tensor:
         return x[:, skip:].mean(dim=1)
     weights = sizes[:, skip:] / sizes[:, skip:].sum(dim=1, keepdim=True)
     return (x[:, skip:] * weights).sum(dim=1)
+
+
+def pool_sequence(x: Tensor, sizes: Tensor | None, logits: Tensor) -> Tensor:
+    """Return the mean of all tokens, weighted by the softmax of `logits` [B, N, 1] and by size: [B, D]."""
+    if sizes is not None:
+        logits = logits + sizes.log()
+    return (logits.softmax(dim=1).transpose(1, 2) @ x).squeeze(1)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

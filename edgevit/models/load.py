@@ -25,7 +25,7 @@ from edgevit.schema import OptionValue, nearest
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"
 
-_MODULES = ["vision_transformer", "deit", "swin_transformer"]
+_MODULES = ["vision_transformer", "deit", "swin_transformer", "cct"]
 """Where timm defines the models that edgevit reads; others are not worth suggesting."""
 
 
@@ -129,6 +129,8 @@ def _load_timm(source: ModelSource) -> LoadedModel:
 def _create(source: ModelSource) -> nn.Module:
     import timm
 
+    import edgevit.models.cct  # registers its models  # noqa: F401
+
     if not timm.is_model(source.name):
         close = nearest(source.name.split("/")[-1], timm.list_models(module=_MODULES))
         hint = (
@@ -158,17 +160,15 @@ def _create(source: ModelSource) -> nn.Module:
 
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     """Load a weights file strictly, after timm's own renaming of published checkpoints."""
-    from timm.models import swin_transformer, vision_transformer
+    from edgevit.models.families import published_renaming
 
     found = read_weights(path)
     expected = model.state_dict()
-    is_swin = isinstance(model, swin_transformer.SwinTransformer)
-    rename = (swin_transformer if is_swin else vision_transformer).checkpoint_filter_fn
     _check_patch(found, expected, name, path)
     if found.keys() != expected.keys() or _shapes_differ(found.get("pos_embed"), expected.get("pos_embed")):
         # A layout that timm does not rename stays as it is: the comparison below says what differs.
         with contextlib.suppress(KeyError, RuntimeError, AttributeError, IndexError):
-            found = rename(dict(found), model)
+            found = published_renaming(model)(dict(found), model)
     check_weights(found, expected, str(path), name)
     model.load_state_dict(found)
 

@@ -24,7 +24,8 @@ def live_neurons(model: SlimViT, images: Tensor) -> Iterator[Tensor]:
     x, sizes = model.embed(images), None
     for index, block in enumerate(model.blocks):
         x, sizes = block.attend(x, sizes)
-        neurons = block.mlp.neurons(block.norm2(x))
+        x = block.stream(x)
+        neurons = block.mlp.neurons(block.mlp_input(x))
         last = index == len(model.blocks) - 1
         yield neurons[:, : model.arch.read_tokens] if last else neurons
         x = x + block.mlp.fc2(neurons)

@@ -43,6 +43,7 @@ def from_swin(model: SwinTransformer, name: str) -> SlimViT:
     refuse_forms(name, "Swin Transformer", _unknown_forms(model))
     slim = SlimViT(_read_arch(model)).eval()
     with torch.no_grad():
+        assert isinstance(slim.patch_embed, nn.Conv2d)
         copy_affine(model.patch_embed.proj, slim.patch_embed)
         if isinstance(slim.norm_pre, nn.LayerNorm):
             copy_affine(model.patch_embed.norm, slim.norm_pre)

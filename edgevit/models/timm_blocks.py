@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.arch import Activation
+from edgevit.models.cct import CctAttention
 from edgevit.models.layers import SlimAttention, SlimBlock
 
 _Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
@@ -82,7 +83,9 @@ def copy_block(
     target.mlp.fc2.bias.mul_(factors[1])
 
 
-def copy_attention(source: Attention | WindowAttention, target: SlimAttention, factors: Tensor) -> None:
+def copy_attention(
+    source: Attention | WindowAttention | CctAttention, target: SlimAttention, factors: Tensor
+) -> None:
     """Copy an attention with fused qkv; value bias and `factors` are folded into the projection."""
     for part, weight in zip((target.q, target.k, target.v), source.qkv.weight.chunk(3), strict=True):
         part.weight.copy_(weight)
@@ -93,10 +96,10 @@ def copy_attention(source: Attention | WindowAttention, target: SlimAttention, f
         if target.k.bias is not None:
             target.k.bias.copy_(k_bias)
         out_bias += source.proj.weight @ v_bias
-    for name in ("q_norm", "k_norm"):
-        norm = getattr(target, name)
-        if isinstance(norm, nn.LayerNorm):
-            copy_affine(getattr(source, name), norm)
+    if isinstance(source, Attention):
+        for norm, ours in ((source.q_norm, target.q_norm), (source.k_norm, target.k_norm)):
+            if isinstance(ours, nn.LayerNorm):
+                copy_affine(norm, ours)
     target.proj.weight.copy_(source.proj.weight * factors.unsqueeze(1))
     target.proj.bias.copy_(out_bias * factors)
 

@@ -136,6 +136,7 @@ def _norm_place(model: VisionTransformer) -> NormPlace:
 
 
 def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
+    assert isinstance(target.patch_embed, nn.Conv2d)
     copy_affine(source.patch_embed.proj, target.patch_embed)
     prefix, position = _prefix_and_position(source, target.arch)
     target.prefix.copy_(prefix)

@@ -13,6 +13,8 @@ from edgevit.slim.site import Site, write_linear
 def fit_mlp(site: Site) -> None:
     """Fit the cut MLP and move both streams behind it."""
     full, cut, streams = site.full.mlp, site.cut.mlp, site.streams
+    if site.full.arch.norm2_on_stream:
+        streams.change(site.full.norm2)
     if not streams.drifted and full.fc1.out_features == cut.fc1.out_features:
         cut.load_state_dict(full.state_dict())
         for part in streams.slices():
@@ -26,8 +28,7 @@ def fit_mlp(site: Site) -> None:
 
 
 def _normed(site: Site, part: slice) -> Tensor:
-    y: Tensor = site.full.norm2(site.streams.slim[part])
-    return y
+    return site.full.mlp_input(site.streams.slim[part])
 
 
 def _fit(site: Site) -> None:
@@ -73,4 +74,4 @@ def _choose_neurons(site: Site, moments: Moments, weight: Tensor) -> Tensor:
 def _move_dense(site: Site, part: slice) -> None:
     """Move the dense stream of a batch behind the full MLP."""
     stream = site.streams.dense[part]
-    stream += site.full.mlp(site.full.norm2(stream))
+    stream += site.full.mlp(site.full.mlp_input(stream))

@@ -55,6 +55,12 @@ class Streams:
         self.slim = torch.cat([layer(self.slim[part]) for part in self.slices()])
         self.home = _everyone_at_home(*self.dense.shape[:2])
 
+    def change(self, layer: Callable[[Tensor], Tensor]) -> None:
+        """Put a layer over each token of both streams."""
+        for part in self.slices():
+            self.dense[part] = layer(self.dense[part])
+            self.slim[part] = layer(self.slim[part])
+
     def pooled_dense(self, part: slice) -> Tensor:
         """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D]."""
         dense = self._gather(self.dense[part], part)

@@ -77,8 +77,9 @@ def _forward(model: SlimViT, images: Tensor) -> _Places:
         scores = block.attn.logits(y, block.attn.keys(y), y.shape[1], None)  # [B, H, N, N], for each window
         mixed = (scores.softmax(dim=-1) @ block.attn.values(y)).transpose(1, 2).flatten(2)
         middle = x + block.attn.proj(block.attn.join(mixed))
-        x = middle + block.mlp(block.norm2(middle))
         places.attention.append(middle)
+        x = block.stream(middle)
+        x = x + block.mlp(block.mlp_input(x))
         places.mlp.append(x)
         places.scores.append(scores)
     return places._replace(logits=model.classify(x, None))
