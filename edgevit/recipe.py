@@ -96,7 +96,7 @@ class SlimSection(Strict):
     recover: Recover | None = None
     """Weights from the closed form, or plain cutting; default: closed-form where [calibration] is given."""
     dead_tokens: bool = True
-    """Leave out what the last block computes for tokens that the head does not read; the output is the same."""
+    """Leave out what the last block computes for tokens that the head does not read; the output stays."""
 
 
 class TuneSection(Strict):
