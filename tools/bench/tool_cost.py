@@ -1,10 +1,10 @@
 """Time the tool itself and take its peak memory, each part in a process of its own, on two cores.
 
-    python tools/bench/tool_cost.py [--parts build closed-form deit-base vit-h]
+    python tools/bench/tool_cost.py [--parts quickstart build closed-form deit-base vit-h]
 
-build: `edgevit build` of recipes/deit_tiny.toml into a fresh folder. closed-form: the same cut with 750
-images. deit-base: closed form with 256 images, export and IR of DeiT-B with random weights. vit-h:
-export_vit_h.py.
+quickstart: `edgevit build quickstart`. build: `edgevit build` of recipes/deit_tiny.toml into a fresh folder.
+closed-form: the same cut with 750 images. deit-base: closed form with 256 images, export and IR of DeiT-B
+with random weights. vit-h: export_vit_h.py.
 """
 
 from __future__ import annotations
@@ -63,15 +63,23 @@ class Options:
     threads: int
 
 
+EDGEVIT = [sys.executable, "-c", "from edgevit.cli import main; main()"]  # installed or not
+
+
+def quickstart_command(options: Options) -> list[str]:
+    """Return the command that the README begins with."""
+    more = ["--target", str(_quick_target(options.folder))] if options.quick else []
+    return [*EDGEVIT, "build", "quickstart", "--out", str(options.folder / "build"), *more]
+
+
 def build_command(options: Options) -> list[str]:
     """Return the command of a whole build."""
     recipe = BENCH / "recipes" / "deit_tiny.toml"
     more: list[str] = []
     if options.quick:
         recipe, more = _quick_recipe(recipe, options.folder), ["--target", str(_quick_target(options.folder))]
-    edgevit = [sys.executable, "-c", "from edgevit.cli import main; main()"]  # installed or not
     out = options.folder / "build"
-    return [*edgevit, "build", str(recipe), "--out", str(out), "--jobs", str(options.threads), *more]
+    return [*EDGEVIT, "build", str(recipe), "--out", str(out), "--jobs", str(options.threads), *more]
 
 
 def _quick_recipe(recipe: Path, folder: Path) -> Path:
@@ -112,6 +120,9 @@ def vit_h_command(options: Options) -> list[str]:
 
 
 PARTS = {
+    "quickstart": Part(
+        "`edgevit build quickstart`: the main job on scanned digits", quickstart_command, 3.0, None
+    ),
     "build": Part(
         "`edgevit build` of DeiT-T: 256 calibration, 650 evaluation images, timing included",
         build_command,
