@@ -114,7 +114,7 @@ class TuneSection(Strict):
     """What matrix products are computed in; auto: bf16 where the device has instructions for it."""
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divides both models' logits, > 0; above 1, the less likely classes count more."""
-    hidden: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    hidden_states: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the error of the hidden states beside that of the logits, >= 0."""
     images: int | None = Field(default=None, ge=1)
     """Images drawn from the calibration set, >= 1; default: those of [calibration]."""

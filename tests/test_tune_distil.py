@@ -54,10 +54,11 @@ def test_distillation_of_an_equal_student_is_nothing(dead_tokens: bool) -> None:
 def test_distillation_of_a_cut_student_has_both_terms(counts: Counts) -> None:
     dense = toy_model()
     slim = slim_of(dense, counts)
-    logits = loss_of(dense, slim, Distil(hidden=0.0))
-    both = loss_of(dense, slim, Distil(hidden=2.0))
+    logits = loss_of(dense, slim, Distil(hidden_states=0.0))
+    both = loss_of(dense, slim, Distil(hidden_states=2.0))
     assert 0 < logits < both
-    assert both - logits == pytest.approx(2 * (loss_of(dense, slim, Distil(hidden=1.0)) - logits), rel=1e-3)
+    once = loss_of(dense, slim, Distil(hidden_states=1.0))
+    assert both - logits == pytest.approx(2 * (once - logits), rel=1e-3)
 
 
 def test_distillation_logits_term_is_kl_at_the_temperature() -> None:
@@ -67,7 +68,8 @@ def test_distillation_logits_term_is_kl_at_the_temperature() -> None:
     with torch.no_grad():
         p, q = (dense(images) / 2).softmax(dim=-1), (slim(images) / 2).softmax(dim=-1)
     expected = 4 * float((p * (p / q).log()).sum(dim=-1).mean())
-    assert loss_of(dense, slim, Distil(temperature=2.0, hidden=0.0)) == pytest.approx(expected, rel=1e-4)
+    found = loss_of(dense, slim, Distil(temperature=2.0, hidden_states=0.0))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> None:
@@ -80,7 +82,7 @@ def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> No
         match = block.match(block.attn.keys(block.norm1(x)))
         aim, _ = pool_tokens(wanted(x, None)[0], None, match)
     errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
-    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden=0.0))
+    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden_states=0.0))
     assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
 
 

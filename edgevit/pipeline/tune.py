@@ -42,7 +42,7 @@ def distil_options(section: TuneSection) -> Distil:
         precision=resolve_precision(section.precision),
         checkpoint_steps=section.checkpoint_steps,
     )
-    return Distil(training, temperature=section.temperature, hidden=section.hidden)
+    return Distil(training, temperature=section.temperature, hidden_states=section.hidden_states)
 
 
 def tune_slim(stages: Stages, dense: Saved, slim: Saved, options: Distil, images: Images) -> Tuned:

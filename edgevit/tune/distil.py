@@ -31,7 +31,7 @@ class Distil:
     training: Training = field(default_factory=Training)
     temperature: float = 1.0
     """Both models' logits are divided by it: above 1, the less likely classes count more."""
-    hidden: float = 1.0
+    hidden_states: float = 1.0
     """Weight of the residual streams beside the logits; 0: the logits alone."""
 
 
@@ -91,9 +91,9 @@ class Distillation(nn.Module):
             wanted = _run(self.teacher, images, self.compared)
         found = _run(self.student, images, self.compared)
         loss = _divergence(found.logits.float(), wanted.logits.float(), self.options.temperature)
-        if self.options.hidden and self.compared:
+        if self.options.hidden_states and self.compared:
             errors = [_error(own, aim) for own, aim in zip(found.streams, wanted.streams, strict=True)]
-            loss = loss + self.options.hidden * torch.stack(errors).mean(dim=0)
+            loss = loss + self.options.hidden_states * torch.stack(errors).mean(dim=0)
         return loss.mean()
 
 

@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, nargs="+", default=[own.epochs])
     parser.add_argument("--lr", type=float, default=own.lr)
     parser.add_argument("--temperature", type=float, default=own.temperature)
-    parser.add_argument("--hidden", type=float, default=own.hidden)
+    parser.add_argument("--hidden-states", type=float, default=own.hidden_states)
     parser.add_argument("--images", type=int, default=1000, help="training images of imagenet_train1000")
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default=own.precision)
     record.add_options(parser)
@@ -52,13 +52,13 @@ def parse_arguments() -> argparse.Namespace:
 def options_of(arguments: argparse.Namespace, epochs: int) -> Distil:
     """Return the options of one training."""
     training = Training(epochs=epochs, lr=arguments.lr, precision=resolve_precision(arguments.precision))
-    return Distil(training, temperature=arguments.temperature, hidden=arguments.hidden)
+    return Distil(training, temperature=arguments.temperature, hidden_states=arguments.hidden_states)
 
 
 def name_of(options: Distil, images: int) -> str:
     """Name a training by what differs from a recipe's defaults."""
     own, training = TuneSection(), options.training
-    given = {"lr": training.lr, "temperature": options.temperature, "hidden": options.hidden}
+    given = {"lr": training.lr, "temperature": options.temperature, "hidden_states": options.hidden_states}
     other = [f", {key} {value:g}" for key, value in given.items() if value != getattr(own, key)]
     return f"distilled, {training.epochs} epochs on {images} images, {training.precision}{''.join(other)}"
 
