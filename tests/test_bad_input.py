@@ -166,6 +166,13 @@ def test_drop_gate_without_labels_is_refused_before_the_long_work(recipe: Path) 
     check(build(recipe), 2, "gates.max_drop needs labels", "min_agreement")
 
 
+@pytest.mark.parametrize("name", ["calibration", "evaluation"])
+def test_preprocessing_that_does_not_fit_the_model_names_its_set(recipe: Path, name: str) -> None:
+    with recipe.with_name(f"{name}.toml").open("a") as file:
+        file.write("[preprocess]\ncrop = 9\n")
+    check(build(recipe), 2, f"{name}.toml: preprocess.crop: expected the model's input 32 x 32, got 9 x 9")
+
+
 @pytest.mark.parametrize(
     ("plan", "parts"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.errors import ImagesError
@@ -12,7 +12,7 @@ from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import images_key
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
-from edgevit.preprocess import Preprocess, resolve_preprocess
+from edgevit.preprocess import Preprocess
 
 _BATCH = 32
 
@@ -23,7 +23,7 @@ class Sets:
 
     calibration: Images | None
     evaluation: Images | None
-    tuning: Images | None = None
+    tuning: Images | None
 
 
 def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
@@ -43,16 +43,12 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
         tuning = calibration if same else _open_unlabelled(stages, inputs, default, count)
     if inputs.evaluation is not None and recipe.evaluation is not None:
         evaluation = open_images(
-            inputs.evaluation,
-            resolve_preprocess(default, inputs.evaluation.set.preprocess),
-            recipe.evaluation.images,
-            recipe.evaluation.seed,
-            stages.progress,
+            inputs.evaluation, default, recipe.evaluation.images, recipe.evaluation.seed, stages.progress
         )
         _check_labels(inputs, evaluation, dense.loaded.model.arch.classes)
-    named = [("calibration", calibration), ("tuning", tuning), ("evaluation", evaluation)]
-    for name, images in named[:1] + named[2:] if tuning is calibration else named:
-        if images is not None:
+    for name, images in (("calibration", calibration), ("tuning", tuning), ("evaluation", evaluation)):
+        again = name == "tuning" and images is calibration
+        if images is not None and not again:
             _decode_all(stages, name, images)
     return Sets(calibration, evaluation, tuning)
 
@@ -62,13 +58,8 @@ def _open_unlabelled(stages: Stages, inputs: Inputs, default: Preprocess, count:
     assert inputs.calibration is not None
     assert inputs.recipe.recipe.calibration is not None
     unlabelled = inputs.calibration.set.model_copy(update={"label": ""})
-    return open_images(
-        type(inputs.calibration)(unlabelled, inputs.calibration.path),
-        resolve_preprocess(default, unlabelled.preprocess),
-        count,
-        inputs.recipe.recipe.calibration.seed,
-        stages.progress,
-    )
+    source = replace(inputs.calibration, set=unlabelled)
+    return open_images(source, default, count, inputs.recipe.recipe.calibration.seed, stages.progress)
 
 
 def _decode_all(stages: Stages, name: str, images: Images) -> None:
