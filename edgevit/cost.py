@@ -81,7 +81,7 @@ def block_cost(arch: Arch, block: BlockDims) -> Cost:
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     projections = (block.queries + block.tokens_in) * block.embed * (qk + vo)
     products = block.queries * block.attended * (qk + vo)
-    mlp = 2 * block.tokens_out * block.embed * block.hidden
+    mlp = (3 if arch.gated else 2) * block.tokens_out * block.embed * block.hidden
     macs = projections + products + _merge_macs(arch, block) + mlp
     return Cost(macs, _block_params(arch, block)) + _downsample_cost(block)
 
@@ -107,5 +107,5 @@ def _block_params(arch: Arch, block: BlockDims) -> int:
     norms = 4 * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
     bias_of_pairs = 0 if block.window is None else block.heads * block.window.area**2
     attention = 2 * block.embed * (qk + vo) + biases + bias_of_pairs + block.embed
-    mlp = 2 * block.embed * block.hidden + block.hidden + block.embed
+    mlp = (block.embed + 1) * block.hidden * (2 if arch.gated else 1) + (block.hidden + 1) * block.embed
     return norms + attention + mlp

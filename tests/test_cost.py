@@ -24,6 +24,7 @@ FORMS: dict[str, Arch] = {
     "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
     "qk-norm without bias": dataclasses.replace(ARCH, qk_norm=True, qkv_bias=False),
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "gated": dataclasses.replace(ARCH, gated=True),
     "Swin": SWIN,
     "CCT": CCT_ARCH,
     "CCT with two convolutions": from_cct(toy_cct(TWO_CONVS, 32), "toy").arch,

@@ -87,6 +87,9 @@ ARCHS = {
             for index, block in enumerate(SWIN.blocks)
         ),
     ),
+    "gated": replace(
+        ARCH, gated=True, activation="silu", blocks=(DENSE, replace(DENSE, heads=1, qk_dim=3, hidden=7))
+    ),
     "cct": replace(
         CCT_ARCH,
         blocks=(

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from timm.layers import GELUTanh, GluMlp, QuickGELU, RmsNorm
+from timm.layers import ConvMlp, GELUTanh, GluMlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import nn
@@ -46,6 +46,15 @@ FORMS: dict[str, Make] = {
     "one channel": partial(vit, in_chans=1),
     "wide image": partial(vit, img_size=(32, 48), patch_size=(8, 12)),
     "image no multiple of the patch": partial(vit, img_size=37),
+    "DINOv2": partial(vit, init_values=1e-5, reg_tokens=4, no_embed_class=True, num_heads=2),
+    "DINOv2 giant": partial(
+        vit, init_values=1e-5, reg_tokens=4, mlp_ratio=2.66667 * 2, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU
+    ),
+    "GEGLU": partial(vit, mlp_layer=GluMlp, act_layer=nn.GELU),
+    "SwiGLU in two layers": partial(vit, mlp_layer=SwiGLU, act_layer=nn.SiLU),
+    "MAE": partial(
+        vit, global_pool="avg", fc_norm=True, patch_size=8, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+    ),
     "narrow MLP": partial(vit, mlp_ratio=1.5),
     "ReLU": partial(vit, act_layer=nn.ReLU),
     "SiLU": partial(vit, act_layer=nn.SiLU),
@@ -108,10 +117,11 @@ def test_from_timm_leaves_the_source_as_it_is() -> None:
 
 
 REFUSED: dict[str, tuple[Make, str]] = {
-    "SwiGLU": (
-        partial(vit, mlp_layer=partial(GluMlp, gate_last=False)),
-        "blocks.0: Attention and GluMlp where Attention and Mlp are expected",
+    "another MLP": (
+        partial(vit, mlp_layer=ConvMlp),
+        "blocks.0: Attention and ConvMlp where Attention and Mlp, GluMlp or SwiGLU are expected",
     ),
+    "norm inside a gated MLP": (partial(vit, mlp_layer=SwiGLU, scale_mlp_norm=True), "scale_mlp_norm"),
     "map pooling": (partial(vit, global_pool="map", class_token=False), r"attention-pooling head"),
     "max pooling": (partial(vit, global_pool="max"), "global_pool = 'max'"),
     "no classifier": (partial(vit, num_classes=0), r"no classifier \(num_classes = 0\)"),

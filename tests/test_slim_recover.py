@@ -32,6 +32,7 @@ FORMS = {
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
     "CCT": CCT_ARCH,
+    "gated": dataclasses.replace(ARCH, gated=True, activation="silu"),
 }
 OPTIONS = {
     "default": ClosedForm(),

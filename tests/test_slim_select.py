@@ -23,6 +23,7 @@ FORMS = {
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
 }
+GATED = dataclasses.replace(ARCH, gated=True, activation="silu")
 
 
 def _equal_outputs(slim: SlimViT, dense: SlimViT) -> None:
@@ -104,6 +105,15 @@ def test_cutting_neurons_that_read_nothing_keeps_what_their_bias_adds() -> None:
     _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
 
 
+def test_cutting_gated_neurons_that_read_nothing_keeps_what_their_biases_add() -> None:
+    dense = toy_model(GATED)
+    for block in dense.blocks:
+        assert block.mlp.gate is not None
+        for layer in (block.mlp.fc1, block.mlp.gate):
+            layer.weight[[3, 17, 39]] = 0  # the biases stay: the neuron is a constant
+    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
+
+
 def test_selection_keeps_a_query_dim_that_only_its_bias_feeds() -> None:
     dense = toy_model()
     attention = dense.blocks[0].attn
@@ -145,7 +155,9 @@ def _mask(dense: SlimViT) -> SlimViT:
     return masked
 
 
-@pytest.mark.parametrize("dense", [toy_model(), toy_slim_cct()], ids=["ViT", "CCT"])
+@pytest.mark.parametrize(
+    "dense", [toy_model(), toy_slim_cct(), toy_model(GATED)], ids=["ViT", "CCT", "gated"]
+)
 def test_selection_by_index_is_exact_against_a_mask(dense: SlimViT) -> None:
     plan = Plan((BlockPlan(2, 3, 2, 13, dense.arch.tokens, KEPT),) * 3)
     _equal_outputs(slim_by_selection(dense, plan), _mask(dense))

@@ -72,6 +72,8 @@ def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
         yield from (_norm("attn.q_norm", block.qk_dim) | _norm("attn.k_norm", block.qk_dim)).items()
     yield from {"attn.proj.weight": (vo, embed), "attn.proj.bias": (embed,)}.items()
     yield from {"mlp.fc1.weight": (embed, block.hidden), "mlp.fc1.bias": (block.hidden,)}.items()
+    if arch.gated:
+        yield from {"mlp.gate.weight": (embed, block.hidden), "mlp.gate.bias": (block.hidden,)}.items()
     yield from {"mlp.fc2.weight": (block.hidden, embed), "mlp.fc2.bias": (embed,)}.items()
 
 

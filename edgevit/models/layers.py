@@ -89,17 +89,24 @@ class SlimAttention(nn.Module):
 
 
 class SlimMlp(nn.Module):
-    """Two linear layers around an activation, with its own number of hidden neurons."""
+    """Two linear layers around an activation, with its own number of hidden neurons.
+
+    Where the model is gated (SwiGLU), `gate` feeds the activation and `fc1` multiplies what it gives.
+    """
 
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dims.embed, dims.hidden)
+        self.gate = nn.Linear(dims.embed, dims.hidden) if arch.gated else None
         self.activation: Activation = arch.activation
         self.fc2 = nn.Linear(dims.hidden, dims.embed)
 
     def neurons(self, y: Tensor) -> Tensor:
         """Return the activations of the hidden neurons, [B, N, D] -> [B, N, F]."""
-        return activate(self.fc1(y), self.activation)
+        if self.gate is None:
+            return activate(self.fc1(y), self.activation)
+        gated: Tensor = activate(self.gate(y), self.activation) * self.fc1(y)
+        return gated
 
     def forward(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to [B, N, D]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.arch import Activation
 from edgevit.models.cct import CctAttention
-from edgevit.models.layers import SlimAttention, SlimBlock
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp
 
 _Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
 
@@ -38,11 +38,20 @@ def unknown_norms(norms: Iterable[nn.Module]) -> list[str]:
     return [f"norm {kind.__name__} where LayerNorm is expected" for kind in kinds]
 
 
-def unknown_mlp_forms(mlp: layers.Mlp) -> list[str]:
-    """List what this MLP has that a slim one has not."""
+MLPS = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
+"""The MLPs of timm that a slim one can be: plain, and gated in two layouts."""
+
+
+def is_gated(mlp: nn.Module) -> bool:
+    """Return whether one of `MLPS` multiplies its neurons by a gate."""
+    return isinstance(mlp, layers.GluMlp | layers.SwiGLU)
+
+
+def unknown_mlp_forms(mlp: layers.Mlp | layers.GluMlp | layers.SwiGLU) -> list[str]:
+    """List what one of `MLPS` has that a slim one has not."""
     checks = [
         (not isinstance(mlp.norm, nn.Identity), "a norm inside the MLP (scale_mlp_norm)"),
-        (not isinstance(mlp.fc1, nn.Linear), "an MLP of convolutions"),
+        (not isinstance(mlp.fc2, nn.Linear), "an MLP of convolutions"),
         (activation_name(mlp.act) is None, f"activation {type(mlp.act).__name__}"),
     ]
     return [problem for found, problem in checks if found]
@@ -77,10 +86,28 @@ def copy_block(
     copy_affine(source.norm1, target.norm1)
     copy_affine(source.norm2, target.norm2)
     copy_attention(source.attn, target.attn, factors[0])
-    copy_affine(source.mlp.fc1, target.mlp.fc1)
-    copy_affine(source.mlp.fc2, target.mlp.fc2)
-    target.mlp.fc2.weight.mul_(factors[1].unsqueeze(1))
-    target.mlp.fc2.bias.mul_(factors[1])
+    copy_mlp(source.mlp, target.mlp, factors[1])
+
+
+def copy_mlp(source: layers.Mlp | layers.GluMlp | layers.SwiGLU, target: SlimMlp, factors: Tensor) -> None:
+    """Copy an MLP; `factors` are folded into its last layer."""
+    match source:
+        case layers.GluMlp():
+            assert target.gate is not None
+            value, gate = (0, 1) if source.gate_last else (1, 0)
+            bias = source.fc1.bias
+            for part, layer in ((value, target.fc1), (gate, target.gate)):
+                layer.weight.copy_(source.fc1.weight.chunk(2)[part])
+                layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias.chunk(2)[part])
+        case layers.SwiGLU():
+            assert target.gate is not None
+            copy_affine(source.fc1_x, target.fc1)
+            copy_affine(source.fc1_g, target.gate)
+        case _:
+            copy_affine(source.fc1, target.fc1)
+    copy_affine(source.fc2, target.fc2)
+    target.fc2.weight.mul_(factors.unsqueeze(1))
+    target.fc2.bias.mul_(factors)
 
 
 def copy_attention(

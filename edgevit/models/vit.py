@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from edgevit.models.arch import Arch, BlockDims, NormPlace, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.models.timm_blocks import (
+    MLPS,
     activation_name,
     copy_affine,
     copy_block,
+    is_gated,
     refuse_forms,
     unknown_mlp_forms,
     unknown_norms,
@@ -68,9 +70,9 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
 def _unknown_block_forms(block: Block) -> list[str]:
     if type(block) is not Block:
         return [f"block {type(block).__name__} where timm's Block is expected"]
-    if type(block.attn) is not Attention or type(block.mlp) is not layers.Mlp:
+    if type(block.attn) is not Attention or type(block.mlp) not in MLPS:
         found = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
-        return [f"{found} where Attention and Mlp are expected"]
+        return [f"{found} where Attention and Mlp, GluMlp or SwiGLU are expected"]
     checks = [
         (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_norm)"),
         (getattr(block.attn, "gate", None) is not None, "gated attention"),
@@ -110,7 +112,7 @@ def _read_arch(model: VisionTransformer) -> Arch:
                 heads=block.attn.num_heads,
                 qk_dim=block.attn.head_dim,
                 vo_dim=block.attn.head_dim,
-                hidden=block.mlp.fc1.out_features,
+                hidden=block.mlp.fc2.in_features,
                 tokens_in=tokens,
                 tokens_out=tokens,
                 queries=tokens,
@@ -118,6 +120,7 @@ def _read_arch(model: VisionTransformer) -> Arch:
             )
             for block in model.blocks
         ),
+        gated=is_gated(first.mlp),
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
-from edgevit.slim.site import Site, write_linear
+from edgevit.slim.site import Site, write_linear, write_neurons
 
 
 def fit_mlp(site: Site) -> None:
@@ -44,7 +44,7 @@ def _fit(site: Site) -> None:
     new = start
     if site.options.aim is not None:
         new = closed_form.refit(inner, moments.cross_covariance[:, kept], start, site.options.pull)
-    write_linear(cut.fc1, full.fc1.weight.double()[kept], full.fc1.bias.double()[kept])
+    write_neurons(full, cut, kept)
     write_linear(cut.fc2, new, moments.target_mean - new @ moments.mean[kept])
 
 

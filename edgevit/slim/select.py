@@ -16,7 +16,7 @@ from edgevit.models.anatomy import slim_arch
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
-from edgevit.slim.site import copy_shared, write_linear, write_position_bias
+from edgevit.slim.site import copy_shared, write_linear, write_neurons, write_position_bias
 
 
 def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None = None) -> SlimViT:
@@ -96,8 +96,10 @@ def _with_bias(full: SlimAttention, heads: Tensor) -> Tensor:
 
 def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, mean: Tensor | None) -> None:
     scores = full.fc1.weight.norm(dim=1) * full.fc2.weight.norm(dim=0)
+    if full.gate is not None:
+        scores = scores * full.gate.weight.norm(dim=1)
     kept = _index(block.kept.hidden, scores, block.hidden)
-    write_linear(cut.fc1, full.fc1.weight[kept], full.fc1.bias[kept])
+    write_neurons(full, cut, kept)
     lost = _constants(full, kept) if mean is None else _mean_lost(full, kept, mean)
     write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias + lost)
 
@@ -112,7 +114,14 @@ def _mean_lost(full: SlimMlp, kept: Tensor, mean: Tensor) -> Tensor:
 
 def _constants(full: SlimMlp, kept: Tensor) -> Tensor:
     """Return what the cut neurons that read nothing add to every token, [C]: their bias alone feeds them."""
-    silent = full.fc1.weight.abs().sum(dim=1) == 0
+    read = full.fc1.weight.abs().sum(dim=1)
+    values: Tensor = full.fc1.bias
+    if full.gate is None:
+        values = activate(values, full.activation)
+    else:
+        read = read + full.gate.weight.abs().sum(dim=1)
+        values = values * activate(full.gate.bias, full.activation)
+    silent = read == 0
     silent[kept] = False
-    constant: Tensor = full.fc2.weight[:, silent] @ activate(full.fc1.bias[silent], full.activation)
+    constant: Tensor = full.fc2.weight[:, silent] @ values[silent]
     return constant

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.layers import SlimAttention, SlimBlock, SlimViT
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
 from edgevit.slim.stream import Streams
 from edgevit.slim.token_weights import BlockWeights
 
@@ -64,6 +64,13 @@ def write_linear(target: nn.Linear, weight: Tensor, bias: Tensor | None) -> None
         target.weight.copy_(weight)
         if target.bias is not None and bias is not None:
             target.bias.copy_(bias)
+
+
+def write_neurons(full: SlimMlp, cut: SlimMlp, kept: Tensor) -> None:
+    """Copy what the hidden neurons that stay read; value and gate of one go together."""
+    write_linear(cut.fc1, full.fc1.weight[kept], full.fc1.bias[kept])
+    if full.gate is not None and cut.gate is not None:
+        write_linear(cut.gate, full.gate.weight[kept], full.gate.bias[kept])
 
 
 def write_position_bias(full: SlimAttention, cut: SlimAttention, heads: Tensor) -> None:
