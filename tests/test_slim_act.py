@@ -100,6 +100,14 @@ def test_closed_form_of_dead_tokens_alone_needs_no_images() -> None:
     assert slim.arch.blocks[-1].queries == 1
 
 
+def test_closed_form_counts_the_tokens_that_merging_leaves(tmp_path: Path) -> None:
+    dense, images = toy_model(), _images(tmp_path, 6)
+    slim_model(dense, toy_plan(dense, Counts(hidden=20)), CLOSED, images, silent)
+    message = r"at least 9 images .*\(40 dims .* blocks\.2, 9 tokens an image\), got 6\."
+    with pytest.raises(ImagesError, match=message):
+        slim_model(dense, toy_plan(dense, Counts(tokens=[17, 17, 9])), CLOSED, images, silent)
+
+
 def test_too_few_images_are_refused_with_the_number_that_is_enough(tmp_path: Path) -> None:
     """40 neurons want 80 rows; 17 tokens an image give them from 5 images on."""
     dense = toy_model()

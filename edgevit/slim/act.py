@@ -66,7 +66,7 @@ def slim_model(
         case "closed-form":
             _refuse_merged(dense)
             given = _require(images, 'slim.recover = "closed-form"')
-            _check_enough(dense, given)
+            _check_enough(dense, plan, given)
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
 
 
@@ -111,18 +111,17 @@ def _cuts_no_weights(dense: SlimViT, plan: Plan) -> bool:
     return plan.blocks == keep_all(read_anatomy(dense.arch)).blocks
 
 
-def _check_enough(dense: SlimViT, images: Images) -> None:
+def _check_enough(dense: SlimViT, plan: Plan, images: Images) -> None:
     """Refuse a calibration set whose covariances would not have full rank."""
-    needed = [
-        (math.ceil(_ROWS_PER_DIM * max(block.hidden, block.heads * block.vo_dim) / block.tokens_in), index)
-        for index, block in enumerate(dense.arch.blocks)
-    ]
-    least, index = max(needed, key=lambda pair: pair[0])
+    needed = []
+    for index, (block, left) in enumerate(zip(dense.arch.blocks, plan.blocks, strict=True)):
+        tokens = min(block.tokens_in, left.tokens)  # merged tokens are rows no more
+        dims = max(block.hidden, block.heads * block.vo_dim)
+        needed.append((math.ceil(_ROWS_PER_DIM * dims / tokens), index, dims, tokens))
+    least, index, dims, tokens = max(needed)
     if len(images) < least:
-        block = dense.arch.blocks[index]
         raise ImagesError(
-            f"calibration.images: the closed form needs at least {least} images for this model "
-            f"({max(block.hidden, block.heads * block.vo_dim)} dims in the widest layer of blocks.{index}, "
-            f"{block.tokens_in} tokens an image), got {len(images)}. "
-            "Give it that many or more: accuracy grows with them, and so does the time."
+            f"calibration.images: the closed form needs at least {least} images for this model ({dims} dims"
+            f" in the widest layer of blocks.{index}, {tokens} tokens an image), got {len(images)}."
+            " Give it that many or more: accuracy grows with them, and so does the time."
         )
