@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from toy_ccts import CCT_ARCH, TWO_CONVS, toy_cct
+from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
@@ -26,6 +27,7 @@ FORMS: dict[str, Arch] = {
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "gated": dataclasses.replace(ARCH, gated=True),
     "Swin": SWIN,
+    "DINOv3": toy_dino().arch,
     "CCT": CCT_ARCH,
     "CCT with two convolutions": from_cct(toy_cct(TWO_CONVS, 32), "toy").arch,
     "grey and wide": dataclasses.replace(toy_arch(), image=(1, 8, 32), patch=(2, 8)),
@@ -45,6 +47,8 @@ PLANS: dict[str, tuple[Counts, bool]] = {
 def _plan_for(arch: Arch) -> str:
     if arch.blocks[0].window is not None:
         return "dims of four blocks"
+    if arch.rotary:
+        return "heads"
     if arch.tokenizer is not None:
         return "heads" if len(arch.blocks) == 2 else "merges"
     return "merges" if arch.read_tokens is None else "merges and dead"

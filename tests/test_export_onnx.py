@@ -18,12 +18,15 @@ import openvino
 import pytest
 import torch
 from toy_ccts import CCT_ARCH
+from toy_dinos import toy_dino
 from toy_swins import SWIN
+from toy_vits import toy_plan
 
 import edgevit
 from edgevit.errors import ExportError, ParityError
 from edgevit.export import onnx as onnx_export
 from edgevit.export import simplify
+from edgevit.export.graph_cost import check_macs
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.opset import to_opset_17
@@ -32,6 +35,8 @@ from edgevit.export.verify import check_dims
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.families import from_timm
 from edgevit.models.layers import SlimViT
+from edgevit.plan import Counts
+from edgevit.slim.select import slim_by_selection
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17, embed=24)
@@ -305,6 +310,22 @@ def test_openvino_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
     image = noise(ARCHS[name])
     expected = torch_link(make(ARCHS[name])).run(image)
     np.testing.assert_allclose(compiled([image])[0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("opset", "batch"), [(18, None), pytest.param(17, 1, marks=pytest.mark.slow)])
+def test_export_of_rotary_positions_has_the_outputs_and_dims(
+    tmp_path: Path, opset: int, batch: int | None
+) -> None:
+    path, dense = tmp_path / "model.onnx", toy_dino()
+    plan = toy_plan(dense, Counts(heads=2, hidden=32), dead_tokens=True)
+    model = slim_by_selection(dense, plan)
+    export_onnx(model, path, ExportOptions(opset=opset, batch=batch))
+    check_dims(path, model.arch)
+    check_macs(path, model.arch)
+    limits = limits_for(model.arch, TORCH_TO_ONNX)
+    check_parity(torch_link(model), onnx_link(path, 1), [noise(model.arch)], limits, model.arch)
+    names = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert names == {name for name, _ in model.named_parameters()}  # angles are constants
 
 
 def test_export_of_merged_model_keeps_names_of_attention_and_blocks(tmp_path: Path) -> None:

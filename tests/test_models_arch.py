@@ -5,6 +5,7 @@ import json
 
 import pytest
 from toy_ccts import CCT_ARCH
+from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, toy_arch
 
@@ -18,6 +19,7 @@ from edgevit.models.arch import arch_from_json, arch_to_json
         ARCH,
         SWIN,
         CCT_ARCH,
+        toy_dino().arch,
         toy_arch("class+distillation", 2),
         dataclasses.replace(toy_arch("mean"), norm="none"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from toy_ccts import CCT_ARCH
+from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, toy_plan
 
@@ -199,6 +200,16 @@ def test_closed_form_of_a_swin_beats_selection(plan: str) -> None:
     selected = slim_by_selection(dense, toy_plan(dense, counts))
     assert slim.arch == selected.arch
     assert _error(slim, dense) < 0.6 * _error(selected, dense)
+
+
+def test_closed_form_of_rotary_positions_reproduces_the_model_and_beats_selection() -> None:
+    dense = toy_dino()
+    same = _fit(dense, Counts())
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(same.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    counts = Counts(heads=[3, 2, 2], vo_dim=5, hidden=[96, 32, 32])
+    selected = slim_by_selection(dense, toy_plan(dense, counts))
+    assert _error(_fit(dense, counts), dense) < 0.6 * _error(selected, dense)
 
 
 def test_closed_form_with_merges_and_dead_tokens_beats_selection() -> None:

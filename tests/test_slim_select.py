@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from toy_ccts import toy_slim_cct
+from toy_dinos import toy_dino
 from toy_swins import toy_swin
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
@@ -195,6 +196,16 @@ def test_selection_of_all_reproduces_a_swin() -> None:
     slim = slim_by_selection(dense, toy_plan(dense, Counts()))
     assert slim.arch == dense.arch
     assert all(torch.equal(slim.state_dict()[name], value) for name, value in dense.state_dict().items())
+
+
+def test_selection_of_rotary_heads_by_index_is_exact_against_a_mask() -> None:
+    dense = toy_dino()
+    kept = dataclasses.replace(KEPT, qk=(ALL, ALL))
+    slim = slim_by_selection(dense, Plan((BlockPlan(2, 8, 2, 13, 21, kept),) * 3, dead_tokens=True))
+    masked = _mask(dense)
+    for full, block in zip(dense.blocks, masked.blocks, strict=True):
+        block.attn.k.weight.copy_(full.attn.k.weight)
+    _equal_outputs(slim, masked)
 
 
 def test_plan_that_takes_tokens_from_a_swin_is_refused_with_the_reason() -> None:

@@ -89,7 +89,7 @@ def check_dims(path: Path, arch: Arch) -> None:
             every product with a constant mask, each with its block, expected and got.
     """
     graph = read_onnx(path).graph
-    problems = [*_wrong_dims(graph, arch), *_unread(graph), *_masks(graph)]
+    problems = [*_wrong_dims(graph, arch), *_unread(graph), *_masks(graph, arch)]
     if problems:
         raise ExportError(
             f"{path}: the file has not the promised tensors:\n"
@@ -117,15 +117,21 @@ def _unread(graph: onnx.GraphProto) -> Iterator[str]:
             yield f"{tensor.name}: expected a node that reads it, got none: dead {list(tensor.dims)}"
 
 
-def _masks(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one."""
+def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
+    """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one.
+
+    Rotary angles are fixed numbers too, one for each token and QK dim.
+    """
+    counts = {count for block in arch.blocks for count in (block.tokens_in, block.queries)}
+    angles = {(count, arch.blocks[0].qk_dim) for count in counts} if arch.rotary else set()
     fixed = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
             fixed[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
     for node in graph.node:
-        masks = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
+        factors = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
+        masks = [name for name in factors if fixed[name] not in angles]
         if node.op_type in ("Mul", "Where") and masks:
             dims = list(fixed[masks[0]])
             yield f"{node.name}: expected no product with a constant mask, got {masks[0]} of {dims}"

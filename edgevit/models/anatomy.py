@@ -16,6 +16,15 @@ def read_anatomy(arch: Arch) -> Anatomy:
             "this model normalises queries and keys over the whole head (qk-norm): after a cut the norm "
             "would see other statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
         )
+    if arch.rotary:
+        refused["qk_dim"] = (
+            "this model turns pairs of QK dims by the token's place (rotary positions): a basis of fewer "
+            "dims would mix what is turned by different angles, so QK dims stay. Cut heads, vo_dim or hidden."
+        )
+        refused["tokens"] = (
+            "this model turns queries and keys by the token's place (rotary positions), and a merged token "
+            "has no place, so tokens stay. Cut heads, vo_dim or hidden."
+        )
     if any(block.window is not None for block in arch.blocks):
         refused["tokens"] = (
             "this model attends inside windows of a grid, and merges its patches 2 x 2: without some of the "

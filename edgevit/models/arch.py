@@ -136,6 +136,7 @@ class Arch:
     blocks: tuple[BlockDims, ...]
     position: bool = True  # whether each patch's position is added to its token
     tokenizer: Tokenizer | None = None  # what makes tokens instead of patches; `patch` is then their distance
+    rotary: bool = False  # whether queries and keys are turned by their token's place (RoPE)
     gated: bool = False  # whether a second layer, without activation, multiplies the hidden neurons (SwiGLU)
     norm2_on_stream: bool = False  # whether norm2 changes the residual stream, not only what the MLP reads
 

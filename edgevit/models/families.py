@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from timm.models import swin_transformer, vision_transformer
+from timm.models import eva, swin_transformer, vision_transformer
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.cct import CCT
+from edgevit.models.eva import from_eva
 from edgevit.models.from_cct import from_cct
 from edgevit.models.layers import SlimViT
 from edgevit.models.swin import from_swin
@@ -25,6 +27,8 @@ def published_renaming(model: nn.Module) -> Renaming:
     match model:
         case SwinTransformer():
             renaming: Renaming = swin_transformer.checkpoint_filter_fn
+        case Eva():
+            renaming = eva.checkpoint_filter_fn
         case CCT():
             return lambda found, model: found
         case _:
@@ -48,6 +52,8 @@ def from_timm(model: nn.Module, name: str) -> SlimViT:
             return from_vit(model, name)
         case SwinTransformer():
             return from_swin(model, name)
+        case Eva():
+            return from_eva(model, name)
         case CCT():
             return from_cct(model, name)
         case SwinTransformerV2():
@@ -58,5 +64,6 @@ def from_timm(model: nn.Module, name: str) -> SlimViT:
             )
     raise UnsupportedModelError(
         f"model {name}: expected a Vision Transformer (timm's VisionTransformer) or a Swin Transformer, got "
-        f"{type(model).__name__}. edgevit slims ViT, DeiT, Swin and CCT models; see `edgevit inspect --help`."
+        f"{type(model).__name__}. edgevit slims ViT, DeiT, DINOv2 and v3, Swin and CCT models; see "
+        "`edgevit inspect --help`."
     )

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from edgevit.models.arch import Activation, Arch, BlockDims
 from edgevit.models.downsample import Downsample
+from edgevit.models.rotary import Rotary
 from edgevit.models.tokenizer import ConvTokenizer
 from edgevit.models.windows import Windows
 
@@ -37,6 +38,7 @@ class SlimAttention(nn.Module):
         self.v = nn.Linear(dims.embed, dims.heads * dims.vo_dim, bias=False)
         self.q_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
+        self.rotary = Rotary(dims.tokens_in, dims.qk_dim) if arch.rotary else None
         self.proj = nn.Linear(dims.heads * dims.vo_dim, dims.embed)
         self.windows = None if dims.window is None else Windows(dims.window)
         area = 0 if dims.window is None else dims.window.area
@@ -53,12 +55,14 @@ class SlimAttention(nn.Module):
     def queries(self, y: Tensor) -> Tensor:
         """Map [B, Q, D] to scaled queries [B, H, Q, K]."""
         q: Tensor = self.q_norm(self.q(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2))
+        if self.rotary is not None:
+            q = self.rotary(q)
         return q * self.scale  # [B, H, Q, K]
 
     def keys(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to keys [B, H, N, K]."""
         k: Tensor = self.k_norm(self.k(y).unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2))
-        return k  # [B, H, N, K]
+        return k if self.rotary is None else self.rotary(k)  # [B, H, N, K]
 
     def values(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to values [B, H, N, V]."""

@@ -25,7 +25,7 @@ from edgevit.schema import OptionValue, nearest
 WEIGHTS_FILE = "model.safetensors"
 ARCH_FILE = "arch.json"
 
-_MODULES = ["vision_transformer", "deit", "swin_transformer", "cct"]
+_MODULES = ["vision_transformer", "deit", "eva", "swin_transformer", "cct"]
 """Where timm defines the models that edgevit reads; others are not worth suggesting."""
 
 

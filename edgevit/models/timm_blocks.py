@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from timm import layers
 from timm.layers.attention import Attention
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from edgevit.errors import UnsupportedModelError
-from edgevit.models.arch import Activation
+from edgevit.models.arch import Activation, Arch, NormPlace
 from edgevit.models.cct import CctAttention
 from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp
 
@@ -71,6 +72,28 @@ def activation_name(activation: nn.Module) -> Activation | None:
         case nn.SiLU():
             return "silu"
     return None
+
+
+def norm_place(model: VisionTransformer | Eva) -> NormPlace:
+    """Return where the last norm stands."""
+    if isinstance(model.norm, nn.LayerNorm):
+        return "before-pool"
+    return "after-pool" if isinstance(model.fc_norm, nn.LayerNorm) else "none"
+
+
+def prefix_and_position(model: VisionTransformer | Eva, arch: Arch) -> tuple[Tensor, Tensor]:
+    """Return prefix tokens with their positions added, [1, P, D], and patch positions, [1, N - P, D]."""
+    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = (
+        torch.cat([t for t in tokens if t is not None], dim=1)
+        if arch.prefix
+        else torch.zeros(1, 0, arch.embed)
+    )
+    if model.pos_embed is None:
+        return prefix, torch.zeros(1, arch.patches, arch.embed)
+    if model.no_embed_class:
+        return prefix, model.pos_embed
+    return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
 
 
 def copy_block(

@@ -8,7 +8,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from edgevit.models.arch import Arch, BlockDims, NormPlace, Reads
+from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.models.timm_blocks import (
     MLPS,
@@ -16,6 +16,8 @@ from edgevit.models.timm_blocks import (
     copy_affine,
     copy_block,
     is_gated,
+    norm_place,
+    prefix_and_position,
     refuse_forms,
     unknown_mlp_forms,
     unknown_norms,
@@ -100,7 +102,7 @@ def _read_arch(model: VisionTransformer) -> Arch:
         classes=int(model.num_classes),
         prefix=prefix,
         reads=_reads(model),
-        norm=_norm_place(model),
+        norm=norm_place(model),
         pre_norm=isinstance(model.norm_pre, nn.LayerNorm),
         norm_eps=float(norms[0].eps) if norms else 1e-6,
         activation=activation,
@@ -132,16 +134,10 @@ def _reads(model: VisionTransformer) -> Reads:
     return "mean+prefix" if model.pool_include_prefix else "mean"
 
 
-def _norm_place(model: VisionTransformer) -> NormPlace:
-    if isinstance(model.norm, nn.LayerNorm):
-        return "before-pool"
-    return "after-pool" if isinstance(model.fc_norm, nn.LayerNorm) else "none"
-
-
 def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
     assert isinstance(target.patch_embed, nn.Conv2d)
     copy_affine(source.patch_embed.proj, target.patch_embed)
-    prefix, position = _prefix_and_position(source, target.arch)
+    prefix, position = prefix_and_position(source, target.arch)
     target.prefix.copy_(prefix)
     assert target.position is not None  # only families with windows have none
     target.position.copy_(position)
@@ -152,21 +148,6 @@ def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
     copy_affine(source.head, target.head)
     if target.head_dist is not None:
         copy_affine(source.head_dist, target.head_dist)
-
-
-def _prefix_and_position(model: VisionTransformer, arch: Arch) -> tuple[Tensor, Tensor]:
-    """Return prefix tokens with their positions added, [1, P, D], and patch positions, [1, N - P, D]."""
-    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    prefix = (
-        torch.cat([t for t in tokens if t is not None], dim=1)
-        if arch.prefix
-        else torch.zeros(1, 0, arch.embed)
-    )
-    if model.pos_embed is None:
-        return prefix, torch.zeros(1, arch.patches, arch.embed)
-    if model.no_embed_class:
-        return prefix, model.pos_embed
-    return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
 
 
 def _layer_scale(scale: layers.LayerScale | nn.Identity, target: SlimBlock) -> Tensor:

@@ -86,7 +86,7 @@ def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
             weight, bias = maps[part] @ weight, None if bias is None else maps[part] @ bias
         write_linear(target, weight.flatten(0, 1), None if bias is None else bias.flatten())
         slim.load_state_dict(target.state_dict())
-    wide.q_norm, wide.k_norm = cut.q_norm, cut.k_norm
+    wide.q_norm, wide.k_norm, wide.rotary = cut.q_norm, cut.k_norm, cut.rotary
     write_linear(wide.v, _head_rows(full.v.weight, full.heads, heads).flatten(0, 1), None)
     for target in (wide, cut):
         write_position_bias(full, target, heads)

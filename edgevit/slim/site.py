@@ -81,7 +81,7 @@ def write_position_bias(full: SlimAttention, cut: SlimAttention, heads: Tensor) 
 
 
 def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
-    """Copy everything that no plan cuts: embedding, norms, patch merging, head."""
+    """Copy everything that no plan cuts: embedding, norms, rotary angles, patch merging, head."""
     shared = {
         key: value
         for key, value in dense.state_dict().items()
@@ -92,4 +92,4 @@ def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
 
 
 def _no_plan_cuts(name: str) -> bool:
-    return name.startswith(("norm", "downsample.")) or "_norm." in name
+    return name.startswith(("norm", "downsample.", "attn.rotary.")) or "_norm." in name
