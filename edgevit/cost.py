@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edgevit.models.arch import Arch, BlockDims
+from edgevit.plan import Choice
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ModelCost:
 def model_cost(arch: Arch) -> ModelCost:
     """Count a model from its dims."""
     stem = _embedding_cost(arch) + Cost(0, _positions(arch) + (2 * arch.embed if arch.pre_norm else 0))
+    stem += Cost(_reduction_macs(arch.patches, arch.merged, arch.choice, (arch.embed, arch.embed)), 0)
     heads = 2 if arch.reads == "class+distillation" else 1
     head = Cost(
         macs=heads * arch.features * arch.classes,
@@ -77,12 +79,14 @@ def _positions(arch: Arch) -> int:
 
 
 def block_cost(arch: Arch, block: BlockDims) -> Cost:
-    """Count one block: patch merging, attention for `queries`, token merging, MLP over `tokens_out`."""
+    """Count one block: patch merging, attention for `queries`, fewer tokens, MLP over `tokens_out`."""
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     projections = (block.queries + block.tokens_in) * block.embed * (qk + vo)
     products = block.queries * block.attended * (qk + vo)
     mlp = (3 if arch.gated else 2) * block.tokens_out * block.embed * block.hidden
-    macs = projections + products + _merge_macs(arch, block) + mlp
+    patches = block.queries - arch.prefix
+    reduction = _reduction_macs(patches, block.merged, block.choice, (block.qk_dim, block.embed))
+    macs = projections + products + reduction + mlp
     return Cost(macs, _block_params(arch, block)) + _downsample_cost(block)
 
 
@@ -92,13 +96,20 @@ def _downsample_cost(block: BlockDims) -> Cost:
     return Cost(block.tokens_in * four * block.embed, 2 * four + four * block.embed)
 
 
-def _merge_macs(arch: Arch, block: BlockDims) -> int:
-    """Count the similarity and the pooling products of a token merge (tokens and their sizes)."""
-    if not block.merged:
+def _reduction_macs(patches: int, removed: int, choice: Choice | None, widths: tuple[int, int]) -> int:
+    """Count the products by which `removed` of the patches are found and pooled (tokens and their sizes).
+
+    `widths` are those of what patches are compared by and of the tokens.
+    """
+    compared, embed = widths
+    if not removed:
         return 0
-    patches = block.queries - arch.prefix
-    a, c = (patches + 1) // 2, patches // 2
-    return a * c * block.qk_dim + c * block.merged * (block.embed + 1)
+    if choice is None:
+        a, c = (patches + 1) // 2, patches // 2
+        return a * c * compared + c * removed * (embed + 1)
+    scores = 0 if choice.score == "avg" else patches**2 * compared  # a mean needs no product of all pairs
+    pairs = (patches - removed) * patches if choice.strategy == "clusters" else 0
+    return scores + pairs * (compared + embed + 1)
 
 
 def _block_params(arch: Arch, block: BlockDims) -> int:

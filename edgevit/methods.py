@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from edgevit.plan import Kind
+from edgevit.plan import Kind, Redundancy
 from edgevit.schema import Problem, Strict
 
 Count = Annotated[int, Field(ge=1)]
@@ -31,8 +31,8 @@ class MethodOptions(Strict):
 
     decides: ClassVar[Mapping[str, Kind]]
     """From an option to the kind of cut that it decides."""
-    needs_images: ClassVar[bool] = False
-    """Whether the method looks at calibration images."""
+    needs_images: ClassVar[frozenset[str]] = frozenset()
+    """Options for which it looks at calibration images, where they are given; "method" always is."""
     leaves_mean: ClassVar[bool] = False
     """Whether what it cuts leaves its mean in a bias where rows are plainly cut."""
 
@@ -84,7 +84,7 @@ class TokenChannels(MethodOptions):
     """Hidden neurons by how active they are on the calibration images; needs unlabelled images."""
 
     decides: ClassVar[Mapping[str, Kind]] = {"hidden": "hidden", "hidden_drop": "hidden"}
-    needs_images: ClassVar[bool] = True
+    needs_images: ClassVar[frozenset[str]] = frozenset({"method"})
     leaves_mean: ClassVar[bool] = True
 
     method: Literal["token-channels"]
@@ -108,7 +108,53 @@ class TokenChannels(MethodOptions):
         return _amount_problems(table, cls.decides, "Give hidden_drop = 0.5, or a count as in [plan].")
 
 
-Method = CoupledDims | TokenChannels
+class PatchSimilarity(MethodOptions):
+    """Fewer patches: those that are most similar to others go; needs images only for a threshold."""
+
+    decides: ClassVar[Mapping[str, Kind]] = dict.fromkeys(("tokens", "tokens_drop", "threshold"), "tokens")
+    needs_images: ClassVar[frozenset[str]] = frozenset({"threshold"})
+
+    method: Literal["patch-similarity"]
+    """The method's name."""
+    tokens: PerBlock | None = None
+    """Tokens that remain, class tokens included, >= 1; a list has one number for each of `blocks`."""
+    tokens_drop: DropPerBlock | None = None
+    """Share of the patches that is removed in each place, 0..1; what remains is rounded down."""
+    threshold: float | None = Field(default=None, ge=-1, lt=1)
+    """Remove as many as are more redundant than this, -1..1, on 9 of 10 calibration images."""
+    blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Blocks, counted from 0, behind whose attention patches go; absent: once, before the first block."""
+    strategy: Literal["drop", "cells", "clusters", "merge"] = "drop"
+    """Drop redundant patches; keep one of each cell; merge them into those that stay; or merge pairs."""
+    score: Redundancy = "avg"
+    """How redundant a patch is: mean similarity to all others, how many are similar, or its nearest five."""
+    similar: float = Field(default=0.7, gt=-1, lt=1)
+    """Cosine from which score "count" counts a patch as similar, -1..1."""
+    cell: int = Field(default=2, ge=2)
+    """Side of the square cells of strategy "cells", in patches, >= 2."""
+    align: Count = 1
+    """Counts from a share or threshold are rounded up to a multiple of this, class tokens included, >= 1."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a method that decides nothing or one thing twice, and keys that nothing reads."""
+        problems = _amount_problems(table, cls.decides, "Give tokens_drop = 0.25, or a count as in [plan].")
+        strategy = table.get("strategy", "drop")
+        if strategy == "merge" and "score" in table:
+            text = '"merge" takes the most similar pairs and scores nothing. Take this key out.'
+            problems.append(Problem("score", text))
+        elif "similar" in table and table.get("score") != "count":
+            problems.append(Problem("similar", 'only score = "count" reads this. Take this key out.'))
+        if "cell" in table and strategy != "cells":
+            problems.append(Problem("cell", 'only strategy = "cells" reads this. Take this key out.'))
+        blocks = table.get("blocks")
+        if isinstance(blocks, tuple) and list(blocks) != sorted(set(blocks)):
+            text = f"expected block numbers that rise, got {list(blocks)}. Sort them."
+            problems.append(Problem("blocks", text))
+        return problems
+
+
+Method = CoupledDims | TokenChannels | PatchSimilarity
 """The options of one method."""
 MethodTable = Annotated[Method, Field(discriminator="method")]
 """How a file gives them."""
@@ -123,7 +169,7 @@ METHODS: Mapping[str, type[Method]] = {
 
 def need_images(methods: Sequence[Method]) -> bool:
     """Say whether one of the methods looks at calibration images."""
-    return any(options.needs_images for options in methods)
+    return any(options.needs_images & options.model_fields_set for options in methods)
 
 
 def _amount_problems(table: Mapping[str, object], decides: Mapping[str, Kind], remedy: str) -> list[Problem]:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edgevit.errors import PlanError
@@ -16,6 +16,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Recover = Literal["none", "closed-form"]
 """How what a plan cuts is made up for."""
+
+Strategy = Literal["drop", "cells", "clusters"]
+"""What becomes of patches: the redundant ones go; each cell of the grid keeps one; one stands for several."""
+Redundancy = Literal["avg", "count", "knn"]
+"""How redundant a patch is: mean similarity to the others, how many are similar, or mean of the nearest."""
 
 Indices = tuple[int, ...]
 
@@ -31,6 +36,27 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """By what the patches that stay are chosen, and what becomes of the others; not how many.
+
+    Where tokens become fewer without a choice, pairs of similar ones are merged.
+    """
+
+    strategy: Strategy
+    score: Redundancy = "avg"
+    similar: float = 0.7  # cosine from which "count" counts a patch
+    cell: int = 2  # side of the square cells, in patches
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """Keep count of the tokens that enter the first block, class tokens included."""
+
+    tokens: int
+    choice: Choice | None = None  # None: pairs are merged
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """Keep counts of one block; `tokens` is the count that leaves it."""
 
@@ -40,6 +66,7 @@ class BlockPlan:
     hidden: int
     tokens: int
     kept: Kept = Kept()
+    choice: Choice | None = None  # of the tokens, where fewer leave than enter; None: pairs are merged
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,7 @@ class Plan:
 
     blocks: tuple[BlockPlan, ...]
     dead_tokens: bool = False
+    input: InputPlan | None = None  # None: as many tokens enter the first block as the model has there
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class BlockAnatomy:
     vo_dim: int
     hidden: int
     tokens: int
+    choice: Choice | None = None  # by which this block already lets fewer tokens leave
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,10 @@ class Counts:
 
 def keep_all(anatomy: Anatomy) -> Plan:
     """Return the plan that cuts nothing."""
-    return Plan(tuple(BlockPlan(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens) for b in anatomy.blocks))
+    blocks = (
+        BlockPlan(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens, choice=b.choice) for b in anatomy.blocks
+    )
+    return Plan(tuple(blocks))
 
 
 def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = False) -> Plan:
@@ -108,7 +140,9 @@ def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = Fa
     if problems:
         raise PlanError("\n".join(problems))
     rows = zip(*(columns[kind] for kind in KINDS), strict=True)
-    return Plan(tuple(BlockPlan(*row) for row in rows), dead_tokens)
+    choices = (block.choice for block in anatomy.blocks)
+    blocks = (replace(BlockPlan(*row), choice=choice) for row, choice in zip(rows, choices, strict=True))
+    return Plan(tuple(blocks), dead_tokens)
 
 
 def _column(
@@ -219,18 +253,29 @@ def _off_multiple(count: int, most: int, multiple: int, target: str) -> str | No
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Turn a plan into JSON data; indices appear only where a method chose them."""
+    """Turn a plan into JSON data; indices and choices appear only where a method made them."""
     blocks = []
     for block in plan.blocks:
         data: dict[str, Any] = {kind: getattr(block, kind) for kind in KINDS}
         kept = {name: value for name, value in dataclasses.asdict(block.kept).items() if value is not None}
-        blocks.append(data | ({"kept": kept} if kept else {}))
-    return {"blocks": blocks, "dead_tokens": plan.dead_tokens}
+        choice = {} if block.choice is None else {"choice": dataclasses.asdict(block.choice)}
+        blocks.append(data | ({"kept": kept} if kept else {}) | choice)
+    entering = {} if plan.input is None else {"input": dataclasses.asdict(plan.input)}
+    return {"blocks": blocks, "dead_tokens": plan.dead_tokens} | entering
 
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
     """Rebuild a plan from `plan_to_json` data."""
-    return Plan(tuple(_block_from_json(block) for block in data["blocks"]), bool(data["dead_tokens"]))
+    blocks = tuple(_block_from_json(block) for block in data["blocks"])
+    entering = data.get("input")
+    if entering is not None:
+        entering = InputPlan(int(entering["tokens"]), choice_from_json(entering["choice"]))
+    return Plan(blocks, bool(data["dead_tokens"]), entering)
+
+
+def choice_from_json(data: dict[str, Any] | None) -> Choice | None:
+    """Rebuild a choice from its fields."""
+    return None if data is None else Choice(**data)
 
 
 def _block_from_json(data: dict[str, Any]) -> BlockPlan:
@@ -242,7 +287,7 @@ def _block_from_json(data: dict[str, Any]) -> BlockPlan:
         hidden=_indices(kept.get("hidden")),
     )
     heads, qk_dim, vo_dim, hidden, tokens = (int(data[kind]) for kind in KINDS)
-    return BlockPlan(heads, qk_dim, vo_dim, hidden, tokens, indices)
+    return BlockPlan(heads, qk_dim, vo_dim, hidden, tokens, indices, choice_from_json(data.get("choice")))
 
 
 def _indices(values: list[int] | None) -> Indices | None:

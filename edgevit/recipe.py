@@ -269,8 +269,8 @@ def _missing_sections(table: Mapping[str, object]) -> list[Problem]:
     if "tune" in table and "calibration" not in table:
         text = "missing; [tune] needs images to train on. Add [calibration], which needs no labels."
         problems.append(Problem("calibration", text))
-    seeing = [name for name, options in METHODS.items() if options.needs_images]
-    blind = [str(m["method"]) for _, m in _methods_of(table) if m.get("method") in seeing]
+    methods = [(str(m.get("method")), m.keys()) for _, m in _methods_of(table)]
+    blind = [name for name, given in methods if name in METHODS and METHODS[name].needs_images & given]
     if blind and "calibration" not in table:
         text = f'missing; prune.method = "{blind[0]}" looks at unlabelled images. Add [calibration].'
         problems.append(Problem("calibration", text))

@@ -10,10 +10,10 @@ from toy_swins import SWIN
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.cost import Cost, model_cost
-from edgevit.models.anatomy import slim_arch
+from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch, BlockDims, Window
 from edgevit.models.from_cct import from_cct
-from edgevit.plan import Counts
+from edgevit.plan import Choice, Counts, InputPlan, Plan, keep_all
 
 FORMS: dict[str, Arch] = {
     "plain": ARCH,
@@ -122,6 +122,56 @@ def test_cost_of_swin_is_that_of_the_literature(width: int, depth: int, gmacs: f
     folded = sum(2 * block.embed for block in arch.blocks)  # key and value biases
     tables = sum(block.heads * (49**2 - 13**2) for block in arch.blocks)  # written out for each pair
     assert total.params == published - folded + tables
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "patches", "gmacs"),
+    [
+        (384, 6, 176, 4.11),
+        (384, 6, 156, 3.62),
+        (384, 6, 137, 3.16),
+        (384, 6, 118, 2.72),
+        (384, 6, 98, 2.25),
+        (192, 3, 137, 0.85),
+        (192, 3, 98, 0.60),
+        (768, 12, 176, 15.73),
+        (768, 12, 98, 8.71),
+    ],
+)
+def test_cost_of_patches_dropped_before_the_first_block(
+    width: int, heads: int, patches: int, gmacs: float
+) -> None:
+    dense = _deit(width, heads)
+    whole = keep_all(read_anatomy(dense))
+    blocks = tuple(dataclasses.replace(block, tokens=patches + 1) for block in whole.blocks)
+    plan = Plan(blocks, input=InputPlan(patches + 1, Choice("drop")))
+    assert round(model_cost(slim_arch(dense, plan)).total.macs / 1e9, 2) == gmacs
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        None,
+        Choice("drop"),
+        Choice("cells", "knn"),
+        Choice("clusters"),
+        Choice("clusters", "count"),
+        Choice("drop", "knn"),
+    ],
+)
+@pytest.mark.parametrize("place", ["input", "block"])
+def test_cost_of_fewer_tokens_is_what_runs(choice: Choice | None, place: str) -> None:
+    dense = keep_all(read_anatomy(ARCH))
+    first = dataclasses.replace(dense.blocks[0], tokens=11, choice=choice if place == "block" else None)
+    plan = Plan(
+        (first, *(dataclasses.replace(block, tokens=11) for block in dense.blocks[1:])),
+        input=InputPlan(11, choice) if place == "input" else None,
+    )
+    arch = slim_arch(ARCH, plan)
+    assert arch.merged == (6 if place == "input" else 0)
+    with FlopCounterMode(display=False) as counter:
+        toy_model(arch)(noise_images(1, arch))
+    assert 2 * model_cost(arch).total.macs == counter.get_total_flops()
 
 
 def test_costs_add_up() -> None:

@@ -35,7 +35,7 @@ from edgevit.export.verify import check_dims
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.families import from_timm
 from edgevit.models.layers import SlimViT
-from edgevit.plan import Counts
+from edgevit.plan import Choice, Counts
 from edgevit.slim.select import slim_by_selection
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -102,6 +102,22 @@ ARCHS = {
             replace(CCT_ARCH.blocks[1], vo_dim=3, tokens_in=11, tokens_out=11, queries=11),
         ),
     ),
+    "chosen": replace(
+        ARCH,
+        choice=Choice("cells", "knn"),
+        blocks=(
+            replace(DENSE, tokens_in=14, queries=14, tokens_out=11, choice=Choice("clusters")),
+            replace(DENSE, tokens_in=11, queries=11, tokens_out=8, choice=Choice("drop")),
+        ),
+    ),
+    "mean-chosen": replace(
+        ARCH,
+        prefix=0,
+        reads="mean",
+        choice=Choice("clusters", "count", similar=0.1),
+        blocks=(replace(DENSE, tokens_in=9, queries=9, tokens_out=9),),
+    ),
+    "input-merged": replace(ARCH, blocks=(replace(DENSE, tokens_in=11, queries=11, tokens_out=11),)),
     "no-prefix": replace(
         ARCH,
         prefix=0,
@@ -111,7 +127,7 @@ ARCHS = {
     ),
 }
 
-RARE = {"registers", "no-prefix"}  # their exports are tested with --slow
+RARE = {"registers", "no-prefix", "input-merged"}  # their exports are tested with --slow
 
 
 def make(arch: Arch, seed: int = 0) -> SlimViT:
@@ -172,6 +188,9 @@ def test_export_of_every_form_gives_the_outputs_of_torch(tmp_path: Path, name: s
         pytest.param("cct", 17, marks=pytest.mark.slow),
         pytest.param("cct", 23, marks=pytest.mark.slow),
         pytest.param("mean-merged", 17, marks=pytest.mark.slow),
+        ("chosen", 17),
+        pytest.param("mean-chosen", 17, marks=pytest.mark.slow),
+        pytest.param("chosen", 23, marks=pytest.mark.slow),
         ("dense", 20),
         pytest.param("merged", 23, marks=pytest.mark.slow),
         pytest.param("registers", 20, marks=pytest.mark.slow),
@@ -190,6 +209,7 @@ def test_export_with_other_opsets_gives_the_outputs_of_torch(tmp_path: Path, nam
     [
         ("dense", 18),
         ("merged", 17),
+        ("chosen", 17),
         ("swin", 18),
         pytest.param("cct", 18, marks=pytest.mark.slow),
         pytest.param("merged", 18, marks=pytest.mark.slow),
@@ -326,6 +346,14 @@ def test_export_of_rotary_positions_has_the_outputs_and_dims(
     check_parity(torch_link(model), onnx_link(path, 1), [noise(model.arch)], limits, model.arch)
     names = {tensor.name for tensor in onnx.load(path).graph.initializer}
     assert names == {name for name, _ in model.named_parameters()}  # angles are constants
+
+
+@pytest.mark.parametrize("name", ["merged", "chosen", "mean-chosen"])
+def test_export_of_fewer_tokens_scatters_nothing(tmp_path: Path, name: str) -> None:
+    """TensorRT refuses ScatterElements, and NonZero gives shapes that depend on the image."""
+    found = kinds(exported(tmp_path, ARCHS[name]))
+    assert not {kind for kind in found if kind.startswith(("Scatter", "NonZero", "Loop", "If"))}
+    assert found["TopK"]
 
 
 def test_export_of_merged_model_keeps_names_of_attention_and_blocks(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from edgevit.errors import RecipeError
-from edgevit.methods import METHODS, CoupledDims, TokenChannels, need_images
+from edgevit.methods import METHODS, CoupledDims, PatchSimilarity, TokenChannels, need_images
 from edgevit.recipe import Recipe, load_recipe
 
 LEAST = '[model]\nname = "deit_tiny_patch16_224"\n'
 IMAGES = '[calibration]\nset = "s.toml"\n'
 COUPLED = '[prune]\nmethod = "coupled-dims"\n'
 CHANNELS = '[prune]\nmethod = "token-channels"\n'
+PATCHES = '[prune]\nmethod = "patch-similarity"\n'
 
 
 def load(folder: Path, text: str) -> Recipe:
@@ -37,14 +38,16 @@ def test_recipe_folds_means_only_for_token_channels(tmp_path: Path) -> None:
     assert load(tmp_path, IMAGES + CHANNELS + "hidden = 300").fold_means
 
 
-def test_only_token_channels_needs_images() -> None:
+def test_methods_that_measure_need_images() -> None:
     coupled = CoupledDims(method="coupled-dims", qk_dim=8)
     assert not need_images([coupled])
     assert need_images([coupled, TokenChannels(method="token-channels", hidden=9)])
+    assert not need_images([PatchSimilarity(method="patch-similarity", tokens_drop=0.1)])
+    assert need_images([PatchSimilarity(method="patch-similarity", threshold=0.1)])
 
 
 def test_methods_are_known_by_the_name_that_a_recipe_says() -> None:
-    assert list(METHODS) == ["coupled-dims", "token-channels"]
+    assert list(METHODS) == ["coupled-dims", "token-channels", "patch-similarity"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -57,11 +60,15 @@ def test_method_decides_by_options_that_it_has(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[prune]", "prune.method: missing; this key is required. Known here: coupled-dims, token-channels."),
+        (
+            "[prune]",
+            "prune.method: missing; this key is required. Known here: coupled-dims, token-channels, "
+            "patch-similarity.",
+        ),
         (
             '[prune]\nmethod = "coupled-dim"',
             'prune.method: unknown name "coupled-dim". Did you mean "coupled-dims"? '
-            "Known here: coupled-dims, token-channels.",
+            "Known here: coupled-dims, token-channels, patch-similarity.",
         ),
         ('prune = "coupled-dims"', "model.prune: unknown key."),
         (
@@ -89,6 +96,32 @@ def test_method_decides_by_options_that_it_has(name: str) -> None:
         (
             CHANNELS + "hidden = 8",
             'calibration: missing; prune.method = "token-channels" looks at unlabelled images',
+        ),
+        (
+            PATCHES,
+            'prune.method: "patch-similarity" is not told how much to cut (tokens, tokens_drop, threshold)',
+        ),
+        (
+            PATCHES + "threshold = 0.5",
+            'calibration: missing; prune.method = "patch-similarity" looks at unlabelled images',
+        ),
+        (
+            PATCHES + "tokens = 9\ntokens_drop = 0.5",
+            "prune.tokens_drop: given beside tokens. Keep one of the two.",
+        ),
+        (
+            PATCHES + 'tokens = 9\nstrategy = "merge"\nscore = "avg"',
+            'prune.score: "merge" takes the most similar pairs and scores nothing. Take this key out.',
+        ),
+        (PATCHES + "tokens = 9\nsimilar = 0.5", 'prune.similar: only score = "count" reads this.'),
+        (PATCHES + "tokens = 9\ncell = 3", 'prune.cell: only strategy = "cells" reads this.'),
+        (
+            PATCHES + "tokens_drop = 0.1\nblocks = [3, 1]",
+            "prune.blocks: expected block numbers that rise, got [3, 1]. Sort them.",
+        ),
+        (
+            PATCHES + "tokens = 9\n[plan]\ntokens = 9",
+            "prune.tokens: plan.tokens decides this. Keep one of the two.",
         ),
         (
             COUPLED + "qk_dim = 8\n[plan]\nqk_dim = 9",

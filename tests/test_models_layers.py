@@ -14,21 +14,14 @@ from edgevit.models.layers import (
     SlimAttention,
     SlimBlock,
     SlimViT,
-    TokenMatch,
     activate,
-    match_tokens,
     mean_tokens,
-    pool_tokens,
 )
 from edgevit.plan import BlockPlan, Plan
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _sorted(rows: Tensor) -> Tensor:
-    return rows[rows[:, 0].argsort()]
 
 
 def _dead(arch: Arch) -> Arch:
@@ -94,61 +87,6 @@ def test_model_without_dead_tokens_gives_the_outputs_of_the_whole(reads: Reads, 
     torch.testing.assert_close(dead(image), whole(image), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("patches", [16, 15])
-@pytest.mark.parametrize("merged", [1, 5, 8])
-def test_merging_gives_static_shapes_and_keeps_sums(patches: int, merged: int) -> None:
-    prefix, n = 2, 2 + patches
-    x, sizes = _random(3, n, 6), _random(3, n, 1, seed=1).abs() + 1
-    match = match_tokens(_random(3, n, 4, seed=2), prefix, merged)
-    tokens, new_sizes = pool_tokens(x, sizes, match)
-    assert tokens.shape == (3, n - merged, 6)
-    assert new_sizes.shape == (3, n - merged, 1)
-    torch.testing.assert_close(new_sizes.sum(dim=1), sizes.sum(dim=1))
-    torch.testing.assert_close((new_sizes * tokens).sum(dim=1), (sizes * x).sum(dim=1), rtol=1e-5, atol=1e-5)
-    assert torch.equal(tokens[:, :prefix], x[:, :prefix])
-    assert torch.equal(new_sizes[:, :prefix], sizes[:, :prefix])
-
-
-def test_merging_without_sizes_counts_tokens() -> None:
-    match = match_tokens(_random(3, TOKENS, 4), 1, 6)
-    _, sizes = pool_tokens(_random(3, TOKENS, 6), None, match)
-    assert torch.equal(sizes.sum(dim=1), torch.full((3, 1), float(TOKENS)))
-    assert torch.equal(sizes, sizes.round())
-
-
-def test_merging_agrees_with_a_loop_over_tokens() -> None:
-    keys, x = _random(1, TOKENS, 4), _random(1, TOKENS, 6, seed=1)
-    tokens, _ = pool_tokens(x, None, match_tokens(keys, 1, 3))
-    unit = functional.normalize(keys[0], dim=-1)
-    even, odd = list(range(1, TOKENS, 2)), list(range(2, TOKENS, 2))
-    best = {i: max(odd, key=lambda j: float(unit[i] @ unit[j])) for i in even}
-    gone = sorted(even, key=lambda i: -float(unit[i] @ unit[best[i]]))[:3]
-    groups = [[0]] + [[i] for i in even if i not in gone]
-    groups += [[j, *(i for i in gone if best[i] == j)] for j in odd]
-    expected = torch.stack([x[0, group].mean(dim=0) for group in groups])
-    torch.testing.assert_close(_sorted(tokens[0]), _sorted(expected))
-
-
-def test_identical_tokens_are_merged_first() -> None:
-    keys = _random(1, TOKENS, 8)
-    keys[:, 7] = keys[:, 12]  # patch 6 of the even set, patch 11 of the odd one
-    match = match_tokens(keys, 1, 1)
-    assert match.order[0, 0] == 3
-    assert match.onehot[0, :, 0].argmax() == 5
-    x = keys.clone()
-    tokens, sizes = pool_tokens(x, None, match)
-    place = sizes[0, :, 0].argmax()
-    torch.testing.assert_close(tokens[0, place], x[0, 12])
-
-
-def test_prefix_is_never_merged_even_where_it_equals_a_patch() -> None:
-    keys = _random(1, TOKENS, 8)
-    keys[:, 0] = keys[:, 1]
-    tokens, sizes = pool_tokens(keys, None, match_tokens(keys, 1, 8))
-    assert torch.equal(tokens[:, 0], keys[:, 0])
-    assert sizes[0, 0, 0] == 1
-
-
 def test_block_that_merges_lets_its_tokens_out_leave() -> None:
     dims = dataclasses.replace(DIMS, tokens_out=TOKENS - 6)
     block = fill(SlimBlock(dims, ARCH))
@@ -180,13 +118,6 @@ def test_mean_tokens_without_sizes_is_the_plain_mean() -> None:
     x = _random(2, 5, 3)
     torch.testing.assert_close(mean_tokens(x, None, 1), x[:, 1:].mean(dim=1))
     torch.testing.assert_close(mean_tokens(x, torch.ones(2, 5, 1), 1), x[:, 1:].mean(dim=1))
-
-
-def test_match_holds_its_counts() -> None:
-    match = match_tokens(_random(2, TOKENS, 4), 1, 5)
-    assert isinstance(match, TokenMatch)
-    assert match.onehot.shape == (2, 8, 5)
-    assert torch.equal(match.onehot.sum(dim=1), torch.ones(2, 5))
 
 
 @pytest.mark.parametrize(

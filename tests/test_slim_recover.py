@@ -15,7 +15,8 @@ from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, 
 
 from edgevit.models.anatomy import slim_arch
 from edgevit.models.arch import Arch
-from edgevit.models.layers import SlimViT, TokenMatch, match_tokens, pool_tokens
+from edgevit.models.layers import SlimViT
+from edgevit.models.reduction import Reduction, match_tokens, reduce_tokens
 from edgevit.plan import Counts, Plan
 from edgevit.progress import silent
 from edgevit.slim.fit_attention import fit_attention
@@ -309,9 +310,9 @@ def _walk(dense: SlimViT, plan: Plan, images: Tensor) -> Iterator[tuple[SlimViT,
     streams = open_streams(dense, _batches(images), silent, weighted=False)
     for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
         site = Site(full, cut, streams, streams.weights[index], ClosedForm())
-        matches = fit_attention(site)
-        if matches:
-            streams.merge(matches)
+        reductions = fit_attention(site)
+        if reductions:
+            streams.reduce(reductions)
         fit_mlp(site)
         yield slim, streams, index
 
@@ -347,9 +348,9 @@ def _streams(images: int, tokens: int, prefix: int) -> tuple[Streams, Arch]:
     return open_streams(toy_model(arch), _batches(noise_images(images, arch)), silent, weighted=False), arch
 
 
-def _match(streams: Streams, prefix: int, merged: int, seed: int) -> list[TokenMatch]:
+def _match(streams: Streams, prefix: int, merged: int, seed: int) -> list[Reduction]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (*streams.slim.shape[:2], 5)
+    shape = (len(streams.slim), streams.slim.shape[1] - prefix, 5)
     keys = torch.randn(shape, generator=generator)
     return [match_tokens(keys[part], prefix, merged) for part in streams.slices()]
 
@@ -362,11 +363,11 @@ def test_pooled_dense_follows_two_successive_merges(prefix: int, counts: tuple[i
     for seed, merged in enumerate(counts):
         matches = _match(streams, prefix, merged, seed)
         pooled = [
-            pool_tokens(expected[part], None if sizes is None else sizes[part], match)
+            reduce_tokens(expected[part], None if sizes is None else sizes[part], match)
             for part, match in zip(streams.slices(), matches, strict=True)
         ]
         expected, sizes = torch.cat([one for one, _ in pooled]), torch.cat([size for _, size in pooled])
-        streams.merge(matches)
+        streams.reduce(matches)
         torch.testing.assert_close(streams.slim, expected)
         found = torch.cat([streams.pooled_dense(part) for part in streams.slices()])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -379,7 +380,7 @@ def test_pooled_weights_keep_their_sum() -> None:
     streams, _ = _streams(40, 17, 1)
     weights = torch.rand(40, 17, generator=torch.Generator().manual_seed(0))
     heads = torch.rand(40, 3, 17, generator=torch.Generator().manual_seed(1))
-    streams.merge(_match(streams, 1, 6, 0))
+    streams.reduce(_match(streams, 1, 6, 0))
     part = slice(32, 64)
     pooled, per_head = streams.pool_weights(weights, part), streams.pool_head_weights(heads, part)
     assert pooled.shape == (8, 11)
@@ -395,7 +396,7 @@ def test_without_weighing_each_original_token_weighs_one() -> None:
         assert block.mlp.shape == (40, 17)
         assert block.keys.shape == (40, 3, 17)
         assert all((values == 1).all() for values in block)
-    streams.merge(_match(streams, 1, 6, 0))
+    streams.reduce(_match(streams, 1, 6, 0))
     assert streams.sizes is not None
     pooled = streams.pool_weights(streams.weights[0].mlp, slice(0, 32))
     assert torch.equal(pooled, streams.sizes[:32, :, 0])

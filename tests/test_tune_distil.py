@@ -12,7 +12,8 @@ from toy_vits import few_cause_images, toy_arch, toy_model, toy_plan
 
 from edgevit.images import Images, ImageSet, LoadedSet, open_images
 from edgevit.models.arch import Reads
-from edgevit.models.layers import SlimViT, pool_tokens
+from edgevit.models.layers import SlimViT
+from edgevit.models.reduction import reduce_tokens
 from edgevit.plan import Counts
 from edgevit.preprocess import Preprocess
 from edgevit.slim.select import slim_by_selection
@@ -79,8 +80,8 @@ def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> No
     with torch.no_grad():
         x = dense.embed(few_cause_images(8))
         own, _ = block(x, None)
-        match = block.match(block.attn.keys(block.norm1(x)))
-        aim, _ = pool_tokens(wanted(x, None)[0], None, match)
+        match = block.reduction(block.attn.keys(block.norm1(x)))
+        aim, _ = reduce_tokens(wanted(x, None)[0], None, match)
     errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
     hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden_states=0.0))
     assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)

@@ -1,8 +1,8 @@
 """Compare two links of the chain of custody on the same images, and name the first block where they part.
 
-Two runtimes never round alike, so outputs are compared within a tolerance. In a model that merges tokens a
-rounding can also turn a choice: two pairs of tokens that are nearly equally similar swap places, and one
-image's output jumps by far more than rounding. That is no fault of either link, so such models, and no
+Two runtimes never round alike, so outputs are compared within a tolerance. In a model that merges or drops
+tokens a rounding can also turn a choice: two that are nearly equally similar swap places, and one image's
+output jumps by far more than rounding. That is no fault of either link, so such models, and no
 others, may exceed the tolerance on a stated share of the images; and where both links can show their blocks,
 each of these images must begin to differ in a block that merges, else it is a fault after all.
 """
@@ -89,8 +89,12 @@ def limits_for(arch: Arch, relative: float) -> Limits:
 
 
 def merging_blocks(arch: Arch) -> tuple[str, ...]:
-    """Return the names of the blocks that merge tokens."""
-    return tuple(f"blocks.{index}" for index, block in enumerate(arch.blocks) if block.merged)
+    """Return the names of the blocks that merge or drop tokens, the first one where its input does."""
+    return tuple(
+        f"blocks.{index}"
+        for index, block in enumerate(arch.blocks)
+        if block.merged or (index == 0 and arch.merged)
+    )
 
 
 def parity(reference: Runner, candidate: Runner, batches: Iterable[Batch], tolerance: float) -> Parity:

@@ -33,7 +33,7 @@ def read_anatomy(arch: Arch) -> Anatomy:
     # Tokens that an earlier slimming dropped as dead can come back: they were not merged into others.
     tokens = [b.tokens_out if b.queries == b.tokens_in else b.tokens_in for b in arch.blocks]
     blocks = tuple(
-        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count)
+        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count, b.choice)
         for b, count in zip(arch.blocks, tokens, strict=True)
     )
     return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
@@ -42,7 +42,7 @@ def read_anatomy(arch: Arch) -> Anatomy:
 def slim_arch(arch: Arch, plan: Plan) -> Arch:
     """Return the dims of the model that `plan` leaves of `arch`."""
     blocks: list[BlockDims] = []
-    tokens = arch.tokens
+    tokens = arch.blocks[0].tokens_in if plan.input is None else plan.input.tokens
     for index, (dense, block) in enumerate(zip(arch.blocks, plan.blocks, strict=True)):
         if dense.downsampled_from is not None:
             tokens = dense.tokens_in
@@ -59,7 +59,9 @@ def slim_arch(arch: Arch, plan: Plan) -> Arch:
             tokens_in=tokens,
             tokens_out=left,
             queries=queries,
+            choice=block.choice,
         )
         blocks.append(dims)
         tokens = left
-    return dataclasses.replace(arch, blocks=tuple(blocks))
+    choice = arch.choice if plan.input is None else plan.input.choice
+    return dataclasses.replace(arch, blocks=tuple(blocks), choice=choice)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgevit.errors import WeightsError
+from edgevit.plan import Choice, choice_from_json
 
 ARCH_SCHEMA = 2
 
@@ -87,8 +88,9 @@ class Window:
 class BlockDims:
     """Dims of one transformer block.
 
-    `tokens_out < tokens_in` means that tokens are merged after the attention. `queries` is the number of
-    leading tokens for which the block computes anything (all of `tokens_in` unless the others are dead).
+    `tokens_out < queries` means that tokens are merged, or some chosen to stay, after the attention.
+    `queries` is the number of leading tokens for which the block computes anything (all of `tokens_in` unless
+    the others are dead).
     """
 
     heads: int
@@ -102,6 +104,7 @@ class BlockDims:
     window: Window | None = None  # None: every token attends to every other
     downsampled_from: int | None = None
     """Width in front of the block where 2 x 2 tokens are merged into one of its `tokens_in` first."""
+    choice: Choice | None = None  # of the tokens that stay, where fewer leave; None: pairs are merged
 
     @property
     def attended(self) -> int:
@@ -110,7 +113,7 @@ class BlockDims:
 
     @property
     def merged(self) -> int:
-        """Return the number of tokens that are merged into others in this block."""
+        """Return the number of tokens that are merged into others in this block, or dropped."""
         return self.queries - self.tokens_out
 
 
@@ -139,6 +142,8 @@ class Arch:
     rotary: bool = False  # whether queries and keys are turned by their token's place (RoPE)
     gated: bool = False  # whether a second layer, without activation, multiplies the hidden neurons (SwiGLU)
     norm2_on_stream: bool = False  # whether norm2 changes the residual stream, not only what the MLP reads
+    choice: Choice | None = None
+    """Of the patches that enter the first block, where those are fewer than `patches`; None: pairs merge."""
 
     @property
     def embed(self) -> int:
@@ -153,14 +158,24 @@ class Arch:
     @property
     def patches(self) -> int:
         """Return the number of patch tokens that the embedding makes."""
+        return math.prod(self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of the patches."""
         if self.tokenizer is not None:
-            return math.prod(self.tokenizer.grid(self.image[1:]))
-        return (self.image[1] // self.patch[0]) * (self.image[2] // self.patch[1])
+            return self.tokenizer.grid(self.image[1:])
+        return self.image[1] // self.patch[0], self.image[2] // self.patch[1]
 
     @property
     def tokens(self) -> int:
-        """Return the number of tokens that enter the first block."""
+        """Return the number of tokens that the embedding makes, prefix tokens included."""
         return self.prefix + self.patches
+
+    @property
+    def merged(self) -> int:
+        """Return the number of patches that are merged into others before the first block, or dropped."""
+        return self.tokens - self.blocks[0].tokens_in
 
     @property
     def read_tokens(self) -> int | None:
@@ -188,14 +203,16 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
         blocks = tuple(_block_from_json(block) for block in fields.pop("blocks"))
-        arch = Arch(**{**fields, "blocks": blocks, "tokenizer": _tokenizer_from_json(fields["tokenizer"])})
+        tokenizer = _tokenizer_from_json(fields["tokenizer"])
+        choice = choice_from_json(fields["choice"])
+        arch = Arch(**{**fields, "blocks": blocks, "tokenizer": tokenizer, "choice": choice})
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{where}: the arch is incomplete or has unknown keys: {error}") from error
     return dataclasses.replace(arch, image=_three(arch.image), patch=(arch.patch[0], arch.patch[1]))
 
 
 def _block_from_json(data: dict[str, Any]) -> BlockDims:
-    block = BlockDims(**data)
+    block = BlockDims(**{**data, "choice": choice_from_json(data["choice"])})
     if block.window is None:
         return block
     window = Window(**{key: (value[0], value[1]) for key, value in data["window"].items()})

@@ -1,4 +1,4 @@
-"""Slim modules with explicit dims: attention whose QK and VO dims are free, MLP, and static token merging.
+"""Slim modules with explicit dims: attention whose QK and VO dims are free, MLP, and fewer tokens.
 
 Shapes: B batch, N tokens, P prefix tokens, D embed width, H heads, K qk dims, V vo dims, F hidden neurons,
 Q tokens that are still alive (Q = N unless the block drops dead tokens).
@@ -7,7 +7,7 @@ Q tokens that are still alive (Q = N unless the block drops dead tokens).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from torch.nn import functional
 
 from edgevit.models.arch import Activation, Arch, BlockDims
 from edgevit.models.downsample import Downsample
+from edgevit.models.reduction import Reduction, Step, find_reduction, reduce_tokens
 from edgevit.models.rotary import Rotary
 from edgevit.models.tokenizer import ConvTokenizer
 from edgevit.models.windows import Windows
+from edgevit.plan import Choice
 
 
 class SlimAttention(nn.Module):
@@ -118,64 +120,8 @@ class SlimMlp(nn.Module):
         return out
 
 
-class TokenMatch(NamedTuple):
-    """Which patch tokens are merged into which: indices count within their own alternating set."""
-
-    order: Tensor  # int64 [B, A]: set a by falling similarity; the first `merged` are merged
-    onehot: Tensor  # float [B, C, merged]: 1 where a merged token goes into that token of set c
-    prefix: int
-    merged: int
-
-
-def match_tokens(keys: Tensor, prefix: int, merged: int) -> TokenMatch:
-    """Match each patch token of the even set with its most similar one of the odd set.
-
-    Args:
-        keys: what similarity (cosine) is measured on, [B, N, E].
-        prefix: P, the leading tokens that are never merged.
-        merged: how many of the best matches are merged; at most half of the patch tokens, rounded up.
-
-    Reference: Bolya et al. 2023, arXiv:2210.09461, bipartite soft matching.
-    Differs: a constant number per block, and pooling by a one-hot product, the form every parser takes.
-    """
-    metric = functional.normalize(keys[:, prefix:], dim=-1)
-    scores = metric[:, 0::2] @ metric[:, 1::2].transpose(-2, -1)  # [B, A, C]
-    best, partner = scores.max(dim=-1)  # [B, A]
-    order = best.topk(best.shape[1], dim=-1).indices
-    target = partner.gather(1, order[:, :merged])  # [B, merged]
-    column = torch.arange(scores.shape[2], device=keys.device).view(1, -1, 1)
-    onehot = (column == target.unsqueeze(1)).to(keys.dtype)  # [B, C, merged]
-    return TokenMatch(order, onehot, prefix, merged)
-
-
-def pool_tokens(x: Tensor, sizes: Tensor | None, match: TokenMatch) -> tuple[Tensor, Tensor]:
-    """Replace merged tokens by size-weighted means.
-
-    Args:
-        x: tokens, [B, N, D].
-        sizes: original tokens that each stands for, [B, N, 1]; None where all are 1.
-        match: from `match_tokens`.
-
-    Returns:
-        Tokens [B, N - merged, D] (prefix, unmerged of set a, set c) and their sizes [B, N - merged, 1].
-    """
-    ones = torch.ones_like(x[:, :, :1]) if sizes is None else sizes
-    a = _by_order(x[:, match.prefix :: 2], match.order)
-    a_size = _by_order(ones[:, match.prefix :: 2], match.order)
-    c, c_size = x[:, match.prefix + 1 :: 2], ones[:, match.prefix + 1 :: 2]
-    moved, moved_size = a[:, : match.merged], a_size[:, : match.merged]
-    size = c_size + match.onehot @ moved_size  # [B, C, 1]
-    mean = (c * c_size + match.onehot @ (moved * moved_size)) / size  # [B, C, D]
-    tokens = torch.cat([x[:, : match.prefix], a[:, match.merged :], mean], dim=1)
-    return tokens, torch.cat([ones[:, : match.prefix], a_size[:, match.merged :], size], dim=1)
-
-
-def _by_order(x: Tensor, order: Tensor) -> Tensor:
-    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
 class SlimBlock(nn.Module):
-    """Pre-norm transformer block; merges tokens after the attention when its dims say so.
+    """Pre-norm transformer block; lets fewer tokens leave its attention when its dims say so.
 
     A block in front of which 2 x 2 patches are merged does that itself, so that models of all families are
     a row of blocks.
@@ -184,16 +130,19 @@ class SlimBlock(nn.Module):
     def __init__(self, dims: BlockDims, arch: Arch) -> None:
         super().__init__()
         self.dims, self.arch = dims, arch
-        self.prefix = arch.prefix
         self.downsample = _downsample(dims, arch)
         self.norm1 = nn.LayerNorm(dims.embed, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)
         self.norm2 = nn.LayerNorm(dims.embed, arch.norm_eps)
         self.mlp = SlimMlp(dims, arch)
 
-    def match(self, keys: Tensor) -> TokenMatch:
-        """Choose the merges of this block from its keys, [B, H, N, K]."""
-        return match_tokens(keys.mean(dim=1), self.prefix, self.dims.merged)
+    def features(self, keys: Tensor) -> Tensor:
+        """Return what patches are compared by, [B, N - P, K], from this block's keys, [B, H, N, K]."""
+        return keys.mean(dim=1)[:, self.arch.prefix :]
+
+    def reduction(self, keys: Tensor) -> Reduction:
+        """Find what this block merges or drops, from its keys, [B, H, N, K]."""
+        return find_reduction(self.features(keys), _step(self.arch, self.dims.merged, self.dims.choice))
 
     def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map tokens [B, N, D] and their sizes to those that leave the block."""
@@ -210,14 +159,14 @@ class SlimBlock(nn.Module):
         return stream if self.arch.norm2_on_stream else self.norm2(stream)
 
     def attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map tokens [B, N, D] and their sizes to those behind the attention and the merging."""
+        """Map tokens [B, N, D] and their sizes to those behind attention and merging or dropping."""
         x = self.downsample(x)
         y = self.attn.split(self.norm1(x))
         keys = self.attn.keys(y)
         mixed = self.attn.join(self.attn.mix(y, keys, self.dims.queries, sizes))
         x = x[:, : self.dims.queries] + self.attn.proj(mixed)
         if self.dims.merged:
-            x, sizes = pool_tokens(x, sizes, self.match(keys))
+            x, sizes = reduce_tokens(x, sizes, self.reduction(keys))
         return x, sizes
 
 
@@ -225,6 +174,10 @@ def _patch_embed(arch: Arch) -> nn.Conv2d | ConvTokenizer:
     if arch.tokenizer is not None:
         return ConvTokenizer(arch.tokenizer, arch.image[0], arch.embed)
     return nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
+
+
+def _step(arch: Arch, merged: int, choice: Choice | None) -> Step:
+    return Step(arch.prefix, merged, choice, arch.grid)
 
 
 def _downsample(dims: BlockDims, arch: Arch) -> nn.Module:
@@ -259,9 +212,29 @@ class SlimViT(nn.Module):
             nn.Linear(arch.features, arch.classes) if arch.reads == "class+distillation" else None
         )
 
+    def patches(self, image: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to patches whose positions are not yet added, [B, N - P, D]."""
+        patches: Tensor = self.patch_embed(image).flatten(2).transpose(1, 2)
+        return patches
+
     def embed(self, image: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to the tokens that enter block 0, [B, N, D]."""
-        x = self.patch_embed(image).flatten(2).transpose(1, 2)  # [B, N - P, D]
+        """Map images [B, C, H, W] to all tokens, [B, N, D]."""
+        return self._tokens(self.patches(image))
+
+    def enter(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map images [B, C, H, W] to the tokens that enter block 0, and their sizes."""
+        patches = self.patches(image)
+        x = self._tokens(patches)
+        return reduce_tokens(x, None, self.input_reduction(patches)) if self.arch.merged else (x, None)
+
+    def input_reduction(self, patches: Tensor) -> Reduction:
+        """Find what is merged or dropped before block 0, from what `patches` gives."""
+        if self.arch.choice is None:  # a choice centres by itself
+            patches = patches - patches.mean(dim=1, keepdim=True)
+        return find_reduction(patches, _step(self.arch, self.arch.merged, self.arch.choice))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Add positions and prefix tokens to patches: [B, N - P, D] -> [B, N, D]."""
         if self.position is not None:
             x = x + self.position
         if self.arch.prefix:
@@ -289,8 +262,7 @@ class SlimViT(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images [B, C, H, W] to logits [B, classes]."""
-        x = self.embed(image)
-        sizes: Tensor | None = None
+        x, sizes = self.enter(image)
         for block in self.blocks:
             x, sizes = block(x, sizes)
         return self.classify(x, sizes)

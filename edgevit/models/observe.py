@@ -21,7 +21,7 @@ def live_neurons(model: SlimViT, images: Tensor) -> Iterator[Tensor]:
 
     T is every token, but in the last block only those that the head reads: nothing sees the others.
     """
-    x, sizes = model.embed(images), None
+    x, sizes = model.enter(images)
     for index, block in enumerate(model.blocks):
         x, sizes = block.attend(x, sizes)
         x = block.stream(x)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from edgevit.errors import PlanError
 from edgevit.images import Images
-from edgevit.methods import CoupledDims, Method, TokenChannels
+from edgevit.methods import CoupledDims, Method, PatchSimilarity, TokenChannels, need_images
 from edgevit.models.layers import SlimViT
 from edgevit.plan import Plan
 from edgevit.progress import Progress
 from edgevit.prune.coupled_dims import coupled_dims
+from edgevit.prune.patch_similarity import patch_similarity
 from edgevit.prune.token_channels import token_channels
 
 _BATCH = 32
@@ -50,23 +51,24 @@ def run_methods(
 
 
 def _run(model: SlimViT, plan: Plan, options: Method, images: Images | None, progress: Progress) -> Plan:
+    if images is None and need_images([options]):
+        raise PlanError(f'method: "{options.method}" needs [calibration] images, unlabelled. Add them.')
+
+    def report(seen: int) -> None:
+        scored = "neurons" if isinstance(options, TokenChannels) else "patches"
+        progress(f"scoring {scored}", seen, 0 if images is None else len(images))
+
     match options:
         case CoupledDims():
             return coupled_dims(model, plan, options)
         case TokenChannels():
-            if images is None:
-                raise PlanError(
-                    f'method: "{options.method}" needs [calibration] images, unlabelled. Add them.'
-                )
-
-            def report(seen: int) -> None:
-                progress("scoring neurons", seen, len(images))
-
             return token_channels(model, plan, options, _batches(images), report)
+        case PatchSimilarity():
+            return patch_similarity(model, plan, options, lambda: _batches(images), report)
         case _:
             assert_never(options)
 
 
-def _batches(images: Images) -> Iterator[Tensor]:
-    for batch in images.batches(_BATCH):
+def _batches(images: Images | None) -> Iterator[Tensor]:
+    for batch in () if images is None else images.batches(_BATCH):
         yield torch.from_numpy(batch)

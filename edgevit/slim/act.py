@@ -100,7 +100,7 @@ def _neuron_means(dense: SlimViT, images: Images, progress: Progress) -> list[Te
 
 def _refuse_merged(dense: SlimViT) -> None:
     """Refuse a model that merges tokens already: the stream that the closed form aims at merges none."""
-    if any(block.merged for block in dense.arch.blocks):
+    if dense.arch.merged or any(block.merged for block in dense.arch.blocks):
         raise PlanError(
             'slim.recover: expected "none" for a model that already merges tokens, got "closed-form". Make'
             " both cuts at once, from the model that this one came from; then the closed form repairs both."

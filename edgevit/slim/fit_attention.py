@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from edgevit.models.downsample import Downsample
-from edgevit.models.layers import SlimAttention, TokenMatch
+from edgevit.models.layers import SlimAttention
+from edgevit.models.reduction import Reduction
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
 from edgevit.slim.site import Site, write_linear, write_position_bias
 
 
-def fit_attention(site: Site) -> list[TokenMatch]:
+def fit_attention(site: Site) -> list[Reduction]:
     """Fit the cut attention and move both streams behind it, and behind the patch merging in front of it.
 
     Returns:
-        The token matches of each batch of images; empty when the block merges nothing.
+        What is merged or dropped in each batch of images; empty when all tokens stay.
     """
     if isinstance(site.full.downsample, Downsample):
         site.streams.downsample(site.full.downsample)
@@ -30,12 +31,12 @@ def fit_attention(site: Site) -> list[TokenMatch]:
         return _step_equal(site)
     heads, out = _choose_heads(site)
     wide = _wide_attention(site, heads)
-    mixed, matches, moments = _run_wide(site, wide)
+    mixed, reductions, moments = _run_wide(site, wide)
     maps = _fit_values(site, wide, moments, out).float()
     for part, u in zip(site.streams.slices(), mixed, strict=True):
         site.streams.add(part, site.cut.attn.proj(u @ maps.T))
     site.streams.drifted = True
-    return matches
+    return reductions
 
 
 def _uncut(site: Site) -> bool:
@@ -116,21 +117,21 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
     return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
 
 
-def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[TokenMatch], Moments]:
+def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Reduction], Moments]:
     """Run the wide attention over all images and move the dense stream.
 
     Returns:
-        What the wide attention gives before its projection, one [b, N', H'*V] a batch; the token matches; and
-        the moments of both with what the projection should make of it.
+        What the wide attention gives before its projection, one [b, N', H'*V] a batch; what is merged or
+        dropped; and the moments of the first with what the projection should make of it.
     """
     full, moments = site.full.attn, Moments()
     mixed: list[Tensor] = []
-    matches: list[TokenMatch] = []
+    reductions: list[Reduction] = []
     for part in site.streams.slices():
         y = _normed(site, part)
         sizes = site.streams.sizes_of(part)
         if site.cut.dims.merged:
-            matches.append(site.cut.match(wide.keys(y)))
+            reductions.append(site.cut.reduction(wide.keys(y)))
         u = _mix(wide, y, sizes)
         whole = u if _same_attention(site) else _mix(full, y, sizes)
         site.streams.dense[part] = _dense_after(site, part)
@@ -138,7 +139,7 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Token
         weights = site.token_weights(site.weights.attention, part)
         moments.add(u.flatten(0, 1), weights, target.flatten(0, 1))
         mixed.append(u)
-    return mixed, matches, moments
+    return mixed, reductions, moments
 
 
 def _same_attention(site: Site) -> bool:
@@ -184,12 +185,12 @@ def _dense_after(site: Site, part: slice) -> Tensor:
     return after
 
 
-def _step_equal(site: Site) -> list[TokenMatch]:
+def _step_equal(site: Site) -> list[Reduction]:
     """Move both streams, which are still equal, behind an attention that was not cut."""
-    matches = []
+    reductions = []
     for part in site.streams.slices():
         if site.cut.dims.merged:
-            matches.append(site.cut.match(site.full.attn.keys(_normed(site, part))))
+            reductions.append(site.cut.reduction(site.full.attn.keys(_normed(site, part))))
         site.streams.dense[part] = _dense_after(site, part)
     site.streams.follow_dense()
-    return matches
+    return reductions

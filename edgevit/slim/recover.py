@@ -42,11 +42,13 @@ def slim_closed_form(
     copy_shared(dense, slim)
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():
+        if slim.arch.merged:
+            streams.reduce([slim.input_reduction(slim.patches(images)) for images in batches()])
         for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
             site = Site(full, cut, streams, streams.weights[index], options)
-            matches = fit_attention(site)
-            if matches:
-                streams.merge(matches)
+            reductions = fit_attention(site)
+            if reductions:
+                streams.reduce(reductions)
             fit_mlp(site)
             progress("slimming blocks", index + 1, len(dense.blocks))
     return slim

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from edgevit.models.downsample import Downsample
-from edgevit.models.layers import SlimViT, TokenMatch, pool_tokens
+from edgevit.models.layers import SlimViT
+from edgevit.models.reduction import Reduction, TokenMatch, reduce_tokens
 from edgevit.progress import Progress
 from edgevit.slim.token_weights import BlockWeights, token_weights
 
@@ -28,7 +29,7 @@ class Streams:
     dense: Tensor  # [n, N, D]
     slim: Tensor  # [n, N', D]
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
-    home: Tensor  # the slim token that holds each original token, int64 [n, N]
+    home: Tensor  # the slim token that holds each original token, int64 [n, N]; N' where it was dropped
     weights: list[BlockWeights]  # per block, of the original tokens
     drifted: bool = False  # whether the slim stream differs from the dense one
 
@@ -62,7 +63,10 @@ class Streams:
             self.slim[part] = layer(self.slim[part])
 
     def pooled_dense(self, part: slice) -> Tensor:
-        """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D]."""
+        """Return the dense stream as means over the tokens that each slim token stands for, [b, N', D].
+
+        Dropped tokens are in none of them.
+        """
         dense = self._gather(self.dense[part], part)
         return dense if self.sizes is None else dense / self.sizes[part]
 
@@ -75,22 +79,25 @@ class Streams:
         return self._gather(values[part].transpose(1, 2), part).transpose(1, 2)
 
     def _gather(self, values: Tensor, part: slice) -> Tensor:
-        if self.sizes is None:
+        left = self.slim.shape[1]
+        if left == values.shape[1]:
             return values
-        pooled = values.new_zeros(values.shape[0], self.sizes.shape[1], values.shape[2])
-        return pooled.scatter_add_(1, self.home[part].unsqueeze(-1).expand_as(values), values)
+        pooled = values.new_zeros(values.shape[0], left + 1, values.shape[2])
+        pooled.scatter_add_(1, self.home[part].unsqueeze(-1).expand_as(values), values)
+        return pooled[:, :left]  # the last took what was dropped
 
-    def merge(self, matches: list[TokenMatch]) -> None:
-        """Merge tokens of the slim stream as `matches` (one per batch) say."""
+    def reduce(self, reductions: list[Reduction]) -> None:
+        """Merge or drop tokens of the slim stream as `reductions` (one per batch) say."""
         tokens: list[Tensor] = []
         sizes: list[Tensor] = []
         homes: list[Tensor] = []
-        for part, match in zip(self.slices(), matches, strict=True):
-            merged, size = pool_tokens(self.slim[part], self.sizes_of(part), match)
-            tokens.append(merged)
-            sizes.append(size)
-            homes.append(_new_home(self.home[part], match, self.slim.shape[1]))
-        self.slim, self.sizes, self.home = torch.cat(tokens), torch.cat(sizes), torch.cat(homes)
+        for part, how in zip(self.slices(), reductions, strict=True):
+            left, size = reduce_tokens(self.slim[part], self.sizes_of(part), how)
+            tokens.append(left)
+            sizes += [] if size is None else [size]
+            homes.append(_new_home(self.home[part], how, self.slim.shape[1]))
+        self.slim, self.home = torch.cat(tokens), torch.cat(homes)
+        self.sizes = torch.cat(sizes) if sizes else None
         self.drifted = True
 
 
@@ -126,16 +133,33 @@ def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:
     return BlockWeights(attention=whole, mlp=whole, queries=per_head, keys=per_head)
 
 
-def _new_home(home: Tensor, match: TokenMatch, tokens: int) -> Tensor:
-    """Return where each original token lives after a merge: [b, N]."""
-    b = home.shape[0]
-    prefix, kept = match.prefix, match.order.shape[1] - match.merged
-    moved = torch.zeros(b, tokens, dtype=torch.int64)
+def _new_home(home: Tensor, how: Reduction, tokens: int) -> Tensor:
+    """Return where each original token lives after a reduction of `tokens` slim ones: [b, N]."""
+    b, prefix = home.shape[0], how.prefix
+    moved = torch.zeros(b, tokens + 1, dtype=torch.int64)  # the last: where dropped tokens live so far
     moved[:, :prefix] = torch.arange(prefix)
+    if isinstance(how, TokenMatch):
+        moved[:, prefix:tokens], left = _matched_home(how)
+    elif how.onehot is not None:
+        moved[:, prefix:tokens], left = how.onehot.argmax(dim=1) + prefix, prefix + how.onehot.shape[1]
+    else:
+        left = prefix + how.kept.shape[1]
+        places = torch.arange(prefix, left).expand(b, -1)
+        moved[:, prefix:] = left
+        moved[:, prefix:].scatter_(1, how.kept, places)
+    moved[:, -1] = left
+    return moved.gather(1, home)
+
+
+def _matched_home(match: TokenMatch) -> tuple[Tensor, int]:
+    """Return where each patch of a batch lives after a merge, [b, n], and how many tokens are left."""
+    b, prefix = match.order.shape[0], match.prefix
+    kept = match.order.shape[1] - match.merged
+    moved = torch.zeros(b, match.order.shape[1] + match.onehot.shape[1], dtype=torch.int64)
     a = torch.zeros(b, match.order.shape[1], dtype=torch.int64)
     target = match.onehot.argmax(dim=1) + prefix + kept  # [b, merged]
     places = torch.cat([target, (torch.arange(kept) + prefix).expand(b, -1)], dim=1)
     a.scatter_(1, match.order, places)
-    moved[:, prefix::2] = a
-    moved[:, prefix + 1 :: 2] = torch.arange(match.onehot.shape[1]) + prefix + kept
-    return moved.gather(1, home)
+    moved[:, 0::2] = a
+    moved[:, 1::2] = torch.arange(match.onehot.shape[1]) + prefix + kept
+    return moved, prefix + kept + match.onehot.shape[1]

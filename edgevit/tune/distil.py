@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from edgevit.images import Images
 from edgevit.models.arch import Arch
-from edgevit.models.layers import SlimViT, TokenMatch, pool_tokens
+from edgevit.models.layers import SlimViT
+from edgevit.models.reduction import Reduction, reduce_tokens
 from edgevit.progress import Progress, silent
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
@@ -105,6 +106,7 @@ def compared_blocks(teacher: Arch) -> tuple[int, ...]:
     """
     depth = len(teacher.blocks)
     merging = next((number for number, dims in enumerate(teacher.blocks, start=1) if dims.merged), depth + 1)
+    merging = 1 if teacher.merged else merging
     return tuple(sorted({math.ceil(depth * third / 3) for third in (1, 2, 3)} & set(range(1, merging))))
 
 
@@ -112,7 +114,7 @@ class _Stream(NamedTuple):
     """The residual stream behind one block, and the merges that led to its tokens."""
 
     tokens: Tensor  # [B, N', D]
-    merges: tuple[TokenMatch, ...]
+    merges: tuple[Reduction, ...]
 
 
 class _Seen(NamedTuple):
@@ -122,13 +124,16 @@ class _Seen(NamedTuple):
 
 def _run(model: SlimViT, images: Tensor, compared: tuple[int, ...]) -> _Seen:
     """Run a model and keep the streams behind the blocks `compared`."""
-    x, sizes = model.embed(images), None
-    merges: tuple[TokenMatch, ...] = ()
+    x, sizes = model.enter(images)
+    merges: tuple[Reduction, ...] = ()
+    if model.arch.merged:
+        with torch.no_grad():
+            merges = (model.input_reduction(model.patches(images)),)
     streams = []
     for number, block in enumerate(model.blocks, start=1):
         if block.dims.merged:
             with torch.no_grad():  # the same keys as the block computes, so the same merges
-                merges = (*merges, block.match(block.attn.keys(block.norm1(x))))
+                merges = (*merges, block.reduction(block.attn.keys(block.norm1(x))))
         x, sizes = block(x, sizes)
         if number in compared:
             streams.append(_Stream(x, merges))
@@ -146,12 +151,12 @@ def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 def _error(found: _Stream, wanted: _Stream) -> Tensor:
     """Return the squared error of each image's stream relative to the wanted one's square, [B].
 
-    Where the student merged tokens, the teacher's are pooled by the same merges; where it dropped dead ones,
-    those that are alive lead.
+    Where the student merged or dropped tokens, so are the teacher's, and the same ones; where it dropped dead
+    ones, those that are alive lead.
     """
     aim, sizes = wanted.tokens, None
     for merge in found.merges:
-        aim, sizes = pool_tokens(aim, sizes, merge)
+        aim, sizes = reduce_tokens(aim, sizes, merge)
     alive = min(found.tokens.shape[1], aim.shape[1])
     aim = aim[:, :alive].float()
     squares = (found.tokens[:, :alive].float() - aim).square().sum(dim=(1, 2))
