@@ -7,13 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_ccts import CCT_ARCH, TWO_CONVS, toy_cct
 from toy_dinos import toy_dino
 from toy_swins import SWIN
-from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
+from toy_vits import ARCH, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.cost import Cost, model_cost
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch, BlockDims, Window
 from edgevit.models.from_cct import from_cct
-from edgevit.plan import Choice, Counts, InputPlan, Plan, keep_all
+from edgevit.plan import Choice, Counts, keep_all
 
 FORMS: dict[str, Arch] = {
     "plain": ARCH,
@@ -142,9 +142,7 @@ def test_cost_of_patches_dropped_before_the_first_block(
     width: int, heads: int, patches: int, gmacs: float
 ) -> None:
     dense = _deit(width, heads)
-    whole = keep_all(read_anatomy(dense))
-    blocks = tuple(dataclasses.replace(block, tokens=patches + 1) for block in whole.blocks)
-    plan = Plan(blocks, input=InputPlan(patches + 1, Choice("drop")))
+    plan = fewer_tokens(keep_all(read_anatomy(dense)), None, patches + 1, Choice("drop"))
     assert round(model_cost(slim_arch(dense, plan)).total.macs / 1e9, 2) == gmacs
 
 
@@ -159,16 +157,10 @@ def test_cost_of_patches_dropped_before_the_first_block(
         Choice("drop", "knn"),
     ],
 )
-@pytest.mark.parametrize("place", ["input", "block"])
-def test_cost_of_fewer_tokens_is_what_runs(choice: Choice | None, place: str) -> None:
-    dense = keep_all(read_anatomy(ARCH))
-    first = dataclasses.replace(dense.blocks[0], tokens=11, choice=choice if place == "block" else None)
-    plan = Plan(
-        (first, *(dataclasses.replace(block, tokens=11) for block in dense.blocks[1:])),
-        input=InputPlan(11, choice) if place == "input" else None,
-    )
-    arch = slim_arch(ARCH, plan)
-    assert arch.merged == (6 if place == "input" else 0)
+@pytest.mark.parametrize("place", [None, 0])
+def test_cost_of_fewer_tokens_is_what_runs(choice: Choice | None, place: int | None) -> None:
+    arch = slim_arch(ARCH, fewer_tokens(keep_all(read_anatomy(ARCH)), place, 11, choice))
+    assert arch.merged == (6 if place is None else 0)
     with FlopCounterMode(display=False) as counter:
         toy_model(arch)(noise_images(1, arch))
     assert 2 * model_cost(arch).total.macs == counter.get_total_flops()

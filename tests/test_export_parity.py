@@ -13,8 +13,9 @@ from test_export_onnx import ARCH, MERGED, exported, make, noise
 from edgevit.errors import ExportError, ParityError
 from edgevit.export.links import cut_after, onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Batch, Limits, Link, check_parity, limits_for, parity
+from edgevit.export.parity import Batch, Limits, Link, check_parity, limits_for, merging_blocks, parity
 from edgevit.models.load import ModelSource, load_model
+from edgevit.plan import Choice
 
 LIMITS = Limits(1e-4)
 
@@ -124,6 +125,14 @@ def test_limits_allow_outliers_only_where_tokens_are_merged() -> None:
     assert limits_for(MERGED, 1e-4).outliers > 0
     dead = replace(ARCH, blocks=(ARCH.blocks[0], replace(ARCH.blocks[1], queries=1, tokens_out=1)))
     assert limits_for(dead, 1e-4).outliers == 0
+
+
+def test_first_block_is_where_a_reduced_input_shows() -> None:
+    fewer = replace(ARCH.blocks[0], tokens_in=11, queries=11, tokens_out=11)
+    arch = replace(ARCH, blocks=(fewer, fewer), choice=Choice("drop"))
+    assert merging_blocks(arch) == ("blocks.0",)
+    assert merging_blocks(MERGED) == ("blocks.0", "blocks.1")
+    assert limits_for(arch, 1e-4).outliers > 0
 
 
 def test_check_parity_of_plain_model_allows_no_image() -> None:

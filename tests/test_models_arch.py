@@ -7,10 +7,11 @@ import pytest
 from toy_ccts import CCT_ARCH
 from toy_dinos import toy_dino
 from toy_swins import SWIN
-from toy_vits import ARCH, toy_arch
+from toy_vits import ARCH, DIMS, toy_arch
 
 from edgevit.errors import WeightsError
 from edgevit.models.arch import arch_from_json, arch_to_json
+from edgevit.plan import Choice
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,9 @@ from edgevit.models.arch import arch_from_json, arch_to_json
         toy_dino().arch,
         toy_arch("class+distillation", 2),
         dataclasses.replace(toy_arch("mean"), norm="none"),
+        dataclasses.replace(
+            ARCH, choice=Choice("cells"), blocks=(dataclasses.replace(DIMS, choice=Choice("drop", "knn")),)
+        ),
     ],
 )
 def test_arch_survives_json(arch: object) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from toy_build import write_images
-from toy_vits import toy_arch, toy_model, toy_plan
+from toy_vits import fewer_tokens, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images, load_image_set, open_images
 from edgevit.models.observe import live_neurons
-from edgevit.plan import Counts
+from edgevit.plan import Choice, Counts
 from edgevit.preprocess import Preprocess
 from edgevit.progress import silent
 from edgevit.slim import SlimOptions, slim_model
@@ -58,6 +58,9 @@ def test_closed_form_of_a_model_that_already_merges_is_refused(tmp_path: Path) -
     with pytest.raises(PlanError, match=r'expected "none" for a model that already merges tokens'):
         slim_model(merging, plan, CLOSED, _images(tmp_path, 40), silent)
     assert slim_model(merging, plan, NONE, None, silent).arch.blocks[0].hidden == 20
+    entering = slim_by_selection(dense, fewer_tokens(toy_plan(dense, Counts()), None, 12, Choice("drop")))
+    with pytest.raises(PlanError, match=r'expected "none" for a model that already merges tokens'):
+        slim_model(entering, toy_plan(entering, Counts(hidden=20)), CLOSED, _images(tmp_path, 40), silent)
 
 
 def test_plain_cutting_folds_the_means_of_cut_neurons_when_asked(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from toy_ccts import CCT_ARCH
 from toy_dinos import toy_dino
 from toy_swins import SWIN
-from toy_vits import ARCH, few_cause_images, noise_images, toy_arch, toy_model, toy_plan
+from toy_vits import ARCH, few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.models.anatomy import slim_arch
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
-from edgevit.models.reduction import Reduction, match_tokens, reduce_tokens
-from edgevit.plan import Counts, Plan
+from edgevit.models.reduction import Reduction, Step, find_reduction, match_tokens, reduce_tokens
+from edgevit.plan import Choice, Counts, Plan
 from edgevit.progress import silent
 from edgevit.slim.fit_attention import fit_attention
 from edgevit.slim.fit_mlp import fit_mlp
@@ -303,11 +303,43 @@ STREAM_PLANS = {
 }
 
 
+CHOSEN: dict[str, list[tuple[int | None, int, Choice | None]]] = {
+    "dropped first": [(None, 12, Choice("drop"))],
+    "cells first, dropped, clusters": [
+        (None, 14, Choice("cells")),
+        (0, 11, Choice("drop", "knn")),
+        (2, 8, Choice("clusters")),
+    ],
+    "clusters first, dropped": [(None, 12, Choice("clusters")), (1, 9, Choice("drop"))],
+    "merged first, clusters": [(None, 12, None), (1, 9, Choice("clusters", "count"))],
+    "dropped, merged": [(0, 12, Choice("drop")), (1, 9, None)],
+    "clusters": [(1, 9, Choice("clusters"))],
+}
+
+
+def _chosen(dense: SlimViT, case: str, counts: Counts) -> Plan:
+    plan = toy_plan(dense, counts)
+    for place, tokens, choice in CHOSEN[case]:
+        plan = fewer_tokens(plan, place, tokens + dense.arch.prefix - 1, choice)
+    return plan
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_closed_form_with_chosen_patches_beats_selection(case: str) -> None:
+    dense = toy_model()
+    plan = _chosen(dense, case, Counts(vo_dim=4, hidden=20))
+    slim = slim_closed_form(dense, plan, _batches(few_cause_images(256)), ClosedForm(), silent)
+    selected = slim_by_selection(dense, plan)
+    assert slim.arch == selected.arch
+    assert _error(slim, dense) < 0.8 * _error(selected, dense)
+
+
 def _walk(dense: SlimViT, plan: Plan, images: Tensor) -> Iterator[tuple[SlimViT, Streams, int]]:
     """Yield the slim model and the streams after each block."""
     slim = SlimViT(slim_arch(dense.arch, plan)).eval().requires_grad_(False)
     copy_shared(dense, slim)
     streams = open_streams(dense, _batches(images), silent, weighted=False)
+    streams.enter(slim, _batches(images)())
     for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
         site = Site(full, cut, streams, streams.weights[index], ClosedForm())
         reductions = fit_attention(site)
@@ -324,14 +356,19 @@ PLANS_OF_FAMILIES = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", [*STREAM_PLANS, "Swin", "CCT"])
+@pytest.mark.parametrize("case", [*STREAM_PLANS, *CHOSEN, "Swin", "CCT"])
 def test_streams_are_what_the_models_compute(case: str) -> None:
     dense = toy_model({"Swin": SWIN, "CCT": CCT_ARCH}.get(case, ARCH))
     images = few_cause_images(40, dense.arch)
-    plan = toy_plan(dense, PLANS_OF_FAMILIES.get(case) or STREAM_PLANS[case])
+    if case in CHOSEN:
+        plan = _chosen(dense, case, Counts(qk_dim=4, hidden=20))
+    else:
+        plan = toy_plan(dense, PLANS_OF_FAMILIES.get(case) or STREAM_PLANS[case])
     x = full = dense.embed(images)
     sizes = None
     for slim, streams, index in _walk(dense, plan, images):
+        if index == 0:
+            x, sizes = slim.enter(images)
         full, _ = dense.blocks[index](full, None)
         x, sizes = slim.blocks[index](x, sizes)
         close = torch.testing.assert_close
@@ -374,6 +411,33 @@ def test_pooled_dense_follows_two_successive_merges(prefix: int, counts: tuple[i
         count = torch.zeros(sizes.shape[:2]).scatter_add_(1, streams.home, torch.ones(streams.home.shape))
         assert torch.equal(count.unsqueeze(-1), sizes)
     assert torch.equal(streams.home[:, :prefix], torch.arange(prefix).expand(40, -1))
+
+
+STEPS = {
+    "dropped": [("drop", 6)],
+    "dropped twice": [("drop", 3), ("drop", 5)],
+    "clusters": [("clusters", 9)],
+    "dropped, clusters, dropped": [("drop", 3), ("clusters", 5), ("drop", 4)],
+    "merged, dropped, merged": [("merge", 6), ("drop", 3), ("merge", 2)],
+}
+
+
+@pytest.mark.parametrize("prefix", [1, 2])
+@pytest.mark.parametrize("case", STEPS)
+def test_pooled_dense_follows_every_reduction(case: str, prefix: int) -> None:
+    """Both streams start equal: pooled by home or reduced step by step, they must stay so."""
+    streams, _ = _streams(40, 16 + prefix, prefix)
+    for seed, (kind, removed) in enumerate(STEPS[case]):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(40, streams.slim.shape[1] - prefix, 5, generator=generator)
+        choice = {"drop": Choice("drop", "knn"), "clusters": Choice("clusters")}.get(kind)
+        step = Step(prefix, removed, choice, (4, 4))
+        streams.reduce([find_reduction(features[part], step) for part in streams.slices()])
+        found = torch.cat([streams.pooled_dense(part) for part in streams.slices()])
+        torch.testing.assert_close(found, streams.slim, rtol=1e-5, atol=1e-6)
+        weights = torch.cat([streams.pool_weights(torch.ones(40, 16 + prefix), p) for p in streams.slices()])
+        sizes = torch.ones_like(weights) if streams.sizes is None else streams.sizes[..., 0]
+        assert torch.equal(weights, sizes)
 
 
 def test_pooled_weights_keep_their_sum() -> None:

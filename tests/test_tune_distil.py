@@ -8,13 +8,13 @@ import pytest
 import torch
 from toy_build import write_images
 from toy_training import checkpoint_in
-from toy_vits import few_cause_images, toy_arch, toy_model, toy_plan
+from toy_vits import few_cause_images, fewer_tokens, toy_arch, toy_model, toy_plan
 
 from edgevit.images import Images, ImageSet, LoadedSet, open_images
 from edgevit.models.arch import Reads
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import reduce_tokens
-from edgevit.plan import Counts
+from edgevit.plan import Choice, Counts, Strategy
 from edgevit.preprocess import Preprocess
 from edgevit.slim.select import slim_by_selection
 from edgevit.training import Training
@@ -113,6 +113,31 @@ def test_compared_blocks_stand_after_each_third(depth: int, expected: tuple[int,
 
 def test_compared_blocks_end_where_the_teacher_merges() -> None:
     assert compared_blocks(slim_of(toy_model(), Counts(tokens=[17, 13, 13])).arch) == (1,)
+    dense = toy_model()
+    entering = fewer_tokens(toy_plan(dense, Counts()), None, 13, Choice("drop"))
+    assert compared_blocks(slim_by_selection(dense, entering).arch) == ()
+
+
+@pytest.mark.parametrize("strategy", ["drop", "clusters"])
+def test_distillation_of_a_student_with_fewer_patches_compares_those_with_the_teachers(
+    strategy: Strategy,
+) -> None:
+    dense = toy_model(toy_arch(depth=1))
+    plan = toy_plan(dense, Counts())
+    for place, tokens in ((None, 13), (0, 9)):
+        plan = fewer_tokens(plan, place, tokens, Choice(strategy))
+    slim = slim_by_selection(dense, plan)
+    block, images = slim.blocks[0], few_cause_images(8)
+    with torch.no_grad():
+        first = slim.input_reduction(slim.patches(images))
+        x, sizes = reduce_tokens(dense.embed(images), None, first)
+        own, _ = block(x, sizes)
+        second = block.reduction(block.attn.keys(block.norm1(x)))
+        aim, sizes = reduce_tokens(dense.blocks[0](dense.embed(images), None)[0], None, first)
+        aim, _ = reduce_tokens(aim, sizes, second)
+    errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
+    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden_states=0.0))
+    assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("counts", [Counts(qk_dim=4, hidden=20), MERGE])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimViT
-from edgevit.plan import Counts, Plan, plan_from_counts
+from edgevit.plan import Choice, Counts, InputPlan, Plan, plan_from_counts
 
 TOKENS = 17  # a class token and 4 x 4 patches
 DIMS = BlockDims(
@@ -63,6 +63,20 @@ def toy_model(arch: Arch = ARCH, seed: int = 0) -> SlimViT:
 def toy_plan(model: SlimViT, counts: Counts, *, dead_tokens: bool = False) -> Plan:
     """Return the plan that keeps `counts` of a model."""
     return plan_from_counts(read_anatomy(model.arch), counts, dead_tokens=dead_tokens)
+
+
+def fewer_tokens(plan: Plan, place: int | None, tokens: int, choice: Choice | None) -> Plan:
+    """Return the plan with `tokens` from behind a block's attention on, or from the first block on (None)."""
+    blocks = [
+        dataclasses.replace(
+            block,
+            tokens=block.tokens if index < (place or 0) else tokens,
+            choice=choice if index == place else block.choice,
+        )
+        for index, block in enumerate(plan.blocks)
+    ]
+    entering = InputPlan(tokens, choice) if place is None else plan.input
+    return dataclasses.replace(plan, blocks=tuple(blocks), input=entering)
 
 
 def noise_images(count: int, arch: Arch = ARCH, seed: int = 1) -> Tensor:

@@ -212,7 +212,8 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
 
 
 def _block_from_json(data: dict[str, Any]) -> BlockDims:
-    block = BlockDims(**{**data, "choice": choice_from_json(data["choice"])})
+    block = BlockDims(**data)
+    block = dataclasses.replace(block, choice=choice_from_json(data.get("choice")))
     if block.window is None:
         return block
     window = Window(**{key: (value[0], value[1]) for key, value in data["window"].items()})

@@ -42,8 +42,7 @@ def slim_closed_form(
     copy_shared(dense, slim)
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():
-        if slim.arch.merged:
-            streams.reduce([slim.input_reduction(slim.patches(images)) for images in batches()])
+        streams.enter(slim, batches())
         for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
             site = Site(full, cut, streams, streams.weights[index], options)
             reductions = fit_attention(site)

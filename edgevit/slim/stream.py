@@ -86,6 +86,11 @@ class Streams:
         pooled.scatter_add_(1, self.home[part].unsqueeze(-1).expand_as(values), values)
         return pooled[:, :left]  # the last took what was dropped
 
+    def enter(self, slim: SlimViT, batches: Iterator[Tensor]) -> None:
+        """Merge or drop what the slim model does before its first block, from the images, [b, C, H, W]."""
+        if slim.arch.merged:
+            self.reduce([slim.input_reduction(slim.patches(images)) for images in batches])
+
     def reduce(self, reductions: list[Reduction]) -> None:
         """Merge or drop tokens of the slim stream as `reductions` (one per batch) say."""
         tokens: list[Tensor] = []
