@@ -41,6 +41,10 @@ name = {name}
 #   [[prune]]
 #   method = "token-channels"  # hidden neurons, by what they do on the calibration images
 #   hidden_drop = 0.25
+#   [[prune]]
+#   method = "patch-similarity"  # patches that resemble others; needs no images
+#   tokens_drop = 0.25
+#   strategy = "clusters"
 
 [slim]
 dead_tokens = {dead_tokens}

@@ -11,7 +11,7 @@ from toy_build import write_toy
 
 from edgevit.errors import ImagesError, MeasurementError, PlanError
 from edgevit.pipeline import build
-from edgevit.plan import plan_from_json
+from edgevit.plan import Choice, plan_from_json
 from edgevit.recipe import load_recipe
 from edgevit.report.model import Report
 
@@ -81,3 +81,14 @@ def test_build_without_a_method_that_looks_opens_no_images(tmp_path: Path) -> No
     write_toy(tmp_path, plan=CHANNELS + NONE)
     with pytest.raises(ImagesError, match="cannot be read as an image"):
         run(recipe, tmp_path / "out")
+
+
+def test_build_lets_fewer_patches_enter_by_a_threshold(tmp_path: Path) -> None:
+    patches = '[prune]\nmethod = "patch-similarity"\nstrategy = "clusters"\nthreshold = -0.2\n'
+    report = run(write_toy(tmp_path, plan=patches), tmp_path / "out")
+    plan = plan_from_json(json.loads((tmp_path / "out" / "plan.json").read_text()))
+    assert plan.input is not None
+    assert plan.input.choice == Choice("clusters")
+    assert [block.tokens for block in plan.blocks] == [plan.input.tokens] * 2
+    assert [block.tokens for block in report.plan.blocks] == [plan.input.tokens] * 2
+    assert report.recover == "closed-form"
