@@ -167,6 +167,7 @@ def test_init_recipe_with_its_methods_in_place_of_the_plan_loads(tmp_path: Path)
     assert [options.method for options in load_toml(path, Recipe).methods] == [
         "coupled-dims",
         "token-channels",
+        "patch-similarity",
     ]
 
 

@@ -68,7 +68,7 @@ def test_build_again_makes_nothing_and_another_share_decides_anew(built: tuple[R
 def test_build_with_a_schedule_of_another_length_says_both_lengths(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, plan=COUPLED + CHANNELS.replace("[96, 64]", "[96, 64, 32]") + NONE)
     with pytest.raises(
-        PlanError, match=r"^prune\[1\]\.hidden: expected one number or 2 \(one per block\), got 3"
+        PlanError, match=r"toy\.toml: prune\[1\]\.hidden: expected one number or 2 \(one per block\), got 3"
     ):
         run(recipe, tmp_path / "out")
 
@@ -85,10 +85,10 @@ def test_build_without_a_method_that_looks_opens_no_images(tmp_path: Path) -> No
 
 def test_build_lets_fewer_patches_enter_by_a_threshold(tmp_path: Path) -> None:
     patches = '[prune]\nmethod = "patch-similarity"\nstrategy = "clusters"\nthreshold = -0.2\n'
-    report = run(write_toy(tmp_path, plan=patches), tmp_path / "out")
+    report = run(write_toy(tmp_path, plan=patches + NONE), tmp_path / "out")
     plan = plan_from_json(json.loads((tmp_path / "out" / "plan.json").read_text()))
     assert plan.input is not None
     assert plan.input.choice == Choice("clusters")
     assert [block.tokens for block in plan.blocks] == [plan.input.tokens] * 2
     assert [block.tokens for block in report.plan.blocks] == [plan.input.tokens] * 2
-    assert report.recover == "closed-form"
+    assert report.calibration is not None
