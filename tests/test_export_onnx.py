@@ -348,6 +348,19 @@ def test_export_of_rotary_positions_has_the_outputs_and_dims(
     assert names == {name for name, _ in model.named_parameters()}  # angles are constants
 
 
+@pytest.mark.parametrize("name", ["chosen", "mean-chosen", "input-merged"])
+def test_runtimes_choose_alike_among_equal_patches(tmp_path: Path, name: str) -> None:
+    """On a plain background many patches are equal; rounding would keep others in each runtime."""
+    path = exported(tmp_path, ARCHS[name], batch=None, opset=18)
+    images = np.ones((24, 3, 32, 32), np.float32)
+    for index, image in enumerate(images):
+        image[:, index : index + 8, 2 * index // 3 : 2 * index // 3 + 8] = noise(ARCH)[0, :, :8, :8]
+    expected = torch_link(make(ARCHS[name])).run(images)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for found in (onnx_link(path, 1).run(images), compiled([images])[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["merged", "chosen", "mean-chosen"])
 def test_export_of_fewer_tokens_scatters_nothing(tmp_path: Path, name: str) -> None:
     """TensorRT refuses ScatterElements, and NonZero gives shapes that depend on the image."""

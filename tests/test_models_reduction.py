@@ -97,7 +97,7 @@ DROP = Choice("drop")
 
 
 def _step(removed: int, choice: Choice = DROP, prefix: int = 1) -> Step:
-    return Step(prefix, removed, choice, (4, 4))
+    return Step(prefix, removed, choice, (4, 4), positioned=True)
 
 
 def _cosines(features: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def test_clusters_of_equal_patches_leave_none_without_itself() -> None:
 def test_equal_patches_that_stay_are_spread() -> None:
     """A plain background: rounding must not choose, and not one end of the picture alone stay."""
     features = torch.ones(1, 196, 8)
-    kept = choose_tokens(features, Step(1, 147, DROP, (14, 14)), DROP).kept[0]
+    kept = choose_tokens(features, Step(1, 147, DROP, (14, 14), positioned=False), DROP).kept[0]
     assert int(kept.diff().max()) <= 7
 
 

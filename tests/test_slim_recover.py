@@ -431,7 +431,7 @@ def test_pooled_dense_follows_every_reduction(case: str, prefix: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         features = torch.randn(40, streams.slim.shape[1] - prefix, 5, generator=generator)
         choice = {"drop": Choice("drop", "knn"), "clusters": Choice("clusters")}.get(kind)
-        step = Step(prefix, removed, choice, (4, 4))
+        step = Step(prefix, removed, choice, (4, 4), positioned=True)
         streams.reduce([find_reduction(features[part], step) for part in streams.slices()])
         found = torch.cat([streams.pooled_dense(part) for part in streams.slices()])
         torch.testing.assert_close(found, streams.slim, rtol=1e-5, atol=1e-6)

@@ -19,7 +19,6 @@ from edgevit.models.reduction import Reduction, Step, find_reduction, reduce_tok
 from edgevit.models.rotary import Rotary
 from edgevit.models.tokenizer import ConvTokenizer
 from edgevit.models.windows import Windows
-from edgevit.plan import Choice
 
 
 class SlimAttention(nn.Module):
@@ -142,7 +141,8 @@ class SlimBlock(nn.Module):
 
     def reduction(self, keys: Tensor) -> Reduction:
         """Find what this block merges or drops, from its keys, [B, H, N, K]."""
-        return find_reduction(self.features(keys), _step(self.arch, self.dims.merged, self.dims.choice))
+        step = Step(self.arch.prefix, self.dims.merged, self.dims.choice, self.arch.grid, positioned=True)
+        return find_reduction(self.features(keys), step)
 
     def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map tokens [B, N, D] and their sizes to those that leave the block."""
@@ -174,10 +174,6 @@ def _patch_embed(arch: Arch) -> nn.Conv2d | ConvTokenizer:
     if arch.tokenizer is not None:
         return ConvTokenizer(arch.tokenizer, arch.image[0], arch.embed)
     return nn.Conv2d(arch.image[0], arch.embed, arch.patch, stride=arch.patch)
-
-
-def _step(arch: Arch, merged: int, choice: Choice | None) -> Step:
-    return Step(arch.prefix, merged, choice, arch.grid)
 
 
 def _downsample(dims: BlockDims, arch: Arch) -> nn.Module:
@@ -231,7 +227,8 @@ class SlimViT(nn.Module):
         """Find what is merged or dropped before block 0, from what `patches` gives."""
         if self.arch.choice is None:  # a choice centres by itself
             patches = patches - patches.mean(dim=1, keepdim=True)
-        return find_reduction(patches, _step(self.arch, self.arch.merged, self.arch.choice))
+        step = Step(self.arch.prefix, self.arch.merged, self.arch.choice, self.arch.grid, positioned=False)
+        return find_reduction(patches, step)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Add positions and prefix tokens to patches: [B, N - P, D] -> [B, N, D]."""

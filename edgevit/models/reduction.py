@@ -30,6 +30,7 @@ class Step(NamedTuple):
     removed: int
     choice: Choice | None  # None: pairs are merged
     grid: tuple[int, int]  # rows and columns of the patches; read where cells keep one patch each
+    positioned: bool  # whether features tell places apart, so that hardly two patches are equal
 
 
 class TokenMatch(NamedTuple):
@@ -56,7 +57,7 @@ Reduction = TokenMatch | TokenChoice
 def find_reduction(features: Tensor, step: Step) -> Reduction:
     """Decide which patches go, from what they are compared by, [B, n, E]."""
     if step.choice is None:
-        return match_tokens(features, step.prefix, step.removed)
+        return match_tokens(features, step.prefix, step.removed, positioned=step.positioned)
     return choose_tokens(features, step, step.choice)
 
 
@@ -70,18 +71,23 @@ def reduce_tokens(x: Tensor, sizes: Tensor | None, how: Reduction) -> tuple[Tens
     return keep_tokens(x, sizes, how)
 
 
-def match_tokens(features: Tensor, prefix: int, merged: int) -> TokenMatch:
+def match_tokens(features: Tensor, prefix: int, merged: int, *, positioned: bool = True) -> TokenMatch:
     """Match each patch of the even set with its most similar one of the odd set.
 
     Args:
         features: what similarity (cosine) is measured on, [B, n, E].
         prefix: P, the tokens in front of the patches, which are never merged.
         merged: how many of the best matches are merged; at most half of the patches, rounded up.
+        positioned: whether features tell places apart. If not, equal patches are common (a plain background),
+            and rounding must not choose among them: fixed numbers of at most 0.002 are added.
 
     Reference: Bolya et al. 2023, arXiv:2210.09461, bipartite soft matching.
     Differs: a constant number per block, and pooling by a one-hot product, the form every parser takes.
     """
     scores = pair_similarity(features)
+    if not positioned:
+        rows, columns = (_spread(count, features) * _TIE for count in scores.shape[1:])
+        scores = scores + (rows.unsqueeze(1) + columns)
     best, partner = scores.max(dim=-1)  # [B, A]
     order = best.topk(best.shape[1], dim=-1).indices
     target = partner.gather(1, order[:, :merged])  # [B, merged]
@@ -168,7 +174,8 @@ def redundancy(unit: Tensor, choice: Choice, grid: tuple[int, int]) -> Tensor:
             scores = (top.sum(dim=-1) - own) / nearest
         case "count":
             near = (unit @ unit.transpose(-2, -1)) >= choice.similar
-            scores = (near.to(unit.dtype).sum(dim=-1) - 1) / others
+            # Less `own`, not 1: OpenVINO 2026.4 loses the sum below behind a reduction and mere numbers.
+            scores = (near.to(unit.dtype).sum(dim=-1) - own) / others
             tie = 0.5 / others
     scores = scores + tie * _spread(unit.shape[1], unit)
     return _keep_cells(scores, choice.cell, grid) if choice.strategy == "cells" else scores
