@@ -323,7 +323,7 @@ def test_export_of_swin_is_small_and_named_by_module(tmp_path: Path) -> None:
     assert found["Reshape"] == 1 + 2 * 5 + 2 + 2 + 2 * 4  # stem, windows, shift mask, merging, one window
 
 
-@pytest.mark.parametrize("name", ["swin", "cct"])
+@pytest.mark.parametrize("name", ["swin", "cct", "gated"])
 def test_openvino_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
     path = exported(tmp_path, ARCHS[name])
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -121,7 +121,7 @@ class CctClassifier(nn.Module):
             x = block(x)
         x = self.norm(x)
         weights = self.attention_pool(x).softmax(dim=1)  # [B, N, 1]
-        logits: Tensor = self.fc((weights * x).sum(dim=1))
+        logits: Tensor = self.fc((weights.transpose(1, 2) @ x).squeeze(1))
         return logits
 
 

@@ -41,6 +41,11 @@ SUBJECTS = (
     Subject("DeiT-T distilled", "deit_tiny_distilled_patch16_224"),
     Subject("ViT-B/16 at 384", "vit_base_patch16_384"),
     Subject("DeiT-3-S", "deit3_small_patch16_224"),
+    Subject("Swin-T", "swin_tiny_patch4_window7_224", 4.491),
+    Subject("Swin-S", "swin_small_patch4_window7_224", 8.741),
+    Subject("Swin-B", "swin_base_patch4_window7_224", 15.431),
+    Subject("CCT-7/3x1 at 32", "cct_7_3x1"),
+    Subject("CCT-14/7x2", "cct_14_7x2"),
 )
 
 
