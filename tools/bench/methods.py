@@ -32,7 +32,7 @@ from subjects import (
 from edgevit.cost import model_cost
 from edgevit.images import Images
 from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, top1
-from edgevit.methods import CoupledDims, Method, TokenChannels
+from edgevit.methods import CoupledDims, Method, PatchSimilarity, TokenChannels
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
 from edgevit.plan import keep_all
@@ -66,6 +66,11 @@ CASES = {
             TokenChannels(method="token-channels", hidden=256, keep_first=False),
         ),
         None,
+    ),
+    "patches": Case(
+        "patch-similarity merge, 37 to 24 tokens in block 3",
+        (PatchSimilarity(method="patch-similarity", tokens=24, blocks=(3,), strategy="merge"),),
+        1.0,
     ),
 }
 FORMS = {
