@@ -72,13 +72,12 @@ def latency_misses(result: Result, gates: Gates) -> list[str]:
     return missed
 
 
-def require_gates(results: Sequence[Result], gates: Gates, *, need_trust: bool = True) -> None:
+def require_gates(results: Sequence[Result], gates: Gates) -> None:
     """Make sure that every target has a chosen candidate which keeps all limits.
 
     Args:
         results: of a finished build, with their choice.
         gates: limits; they may be others than those that the choice was made with.
-        need_trust: whether untrusted timings are an error.
 
     The message has all that was missed; the class is that of the first kind below.
 
@@ -91,7 +90,7 @@ def require_gates(results: Sequence[Result], gates: Gates, *, need_trust: bool =
         [r for r in results if r.target == target] for target in dict.fromkeys(r.target for r in results)
     ]
     accuracy = [line for group in groups for line in _accuracy_problems(group, gates)]
-    untrusted = [line for group in groups for line in _untrusted(group, gates)] if need_trust else []
+    untrusted = [line for group in groups for line in _untrusted(group, gates)]
     latency = [line for group in groups for line in _latency_problems(group, gates)]
     faster = "Cutting more costs accuracy: loosen a limit" if accuracy else "Cut more"
     kinds: list[tuple[type[EdgevitError], str, list[str], str]] = [

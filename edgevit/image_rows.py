@@ -55,7 +55,9 @@ def folder_rows(path: Path, label: str | None, label_required: bool) -> Rows:
         ImagesError: the folder is missing, holds no images, or has no classes though labels are required.
     """
     if not path.is_dir():
-        raise ImagesError(f"{path}: no such folder.{_neighbours(path)}")
+        raise ImagesError(
+            f"{path}: no such folder.{_neighbours(path)} A set's path is relative to the set's own file."
+        )
     files = sorted(_image_files(path))
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))

@@ -19,6 +19,7 @@ larger than those in use: going back to the previous recipe is free, and the dir
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -65,6 +66,7 @@ class Store:
         self._used: set[str] = set()
         self._published: set[str] = set()
         self._known: set[str] = set()
+        self._new = False
 
     @classmethod
     def open(cls, root: Path, name: str) -> Store:
@@ -77,9 +79,11 @@ class Store:
             DiskFullError: no space for the few bytes of the marker.
         """
         check_owner(root, name)
+        new = not (root / OWN).exists()
         with disk_errors(root):
             (root / OWN).mkdir(parents=True, exist_ok=True)
         store = cls(root, name, lock(root))
+        store._new = new
         try:
             check_owner(root, name)
             with disk_errors(root):
@@ -104,10 +108,18 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Unlock the directory; closing twice does nothing."""
+        """Unlock the directory, and take it away if it is new and holds nothing; twice does nothing."""
         if self._lock_fd >= 0:
+            if self._new and not self._work.exists() and not any(self._stages.glob("*")):
+                self._remove_empty()
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def _remove_empty(self) -> None:
+        """Remove what `open` made: a build that failed at once, on a misspelt name, leaves no folder."""
+        shutil.rmtree(self.root / OWN, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was there before, or something else is in it
+            self.root.rmdir()
 
     @property
     def published(self) -> tuple[str, ...]:

@@ -99,3 +99,11 @@ def test_build_from_an_empty_file_says_so(runtime: Runtime, tmp_path: Path) -> N
 def test_load_of_a_missing_file_says_so(runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=rf"no such: expected a model file for {runtime}, found none"):
         get_backend(runtime).load(tmp_path / "no such", _target(runtime), "fp32")
+
+
+def test_load_of_another_runtimes_artefact_says_so(runtime: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(b"something else")
+    with pytest.raises(
+        BackendError, match=rf"model\.engine: expected .*\.onnx, which is what {runtime} loads"
+    ):
+        get_backend(runtime).load(tmp_path / "model.engine", _target(runtime), "fp32")

@@ -216,10 +216,16 @@ def test_output_directory_with_something_else_is_left_alone(recipe: Path) -> Non
     assert (recipe.parent / "out" / "thesis.tex").read_text() == "years of work"
 
 
+def test_build_that_fails_at_once_leaves_no_folder(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("vit_tiny_patch16_224", "vit_tyni_patch16_224"))
+    check(build(recipe), 2, "vit_tyni_patch16_224")
+    assert not (recipe.parent / "out").exists()
+
+
 def test_output_directory_of_another_build_is_left_alone(recipe: Path) -> None:
     bare = recipe.with_name("bare.toml")
-    bare.write_text('[model]\nname = "no_such_model"\n[[target]]\nname = "short.toml"\n')
-    build(bare)
+    bare.write_text(recipe.read_text().replace("qk_dim = 12", "qk_dim = 17"))
+    check(build(bare), 2, "plan.qk_dim")  # the dense model was loaded by then, and is kept
     check(build(recipe), 2, "expected the build of 'toy', found that of 'bare'", "--out DIR")
 
 

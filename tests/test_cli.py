@@ -317,7 +317,7 @@ def test_check_untrusted_timing_exits_with_its_code(tmp_path: Path) -> None:
     ]
     (tmp_path / "report.json").write_text(to_json(found.model_copy(update={"results": tuple(noisy)})))
     assert edgevit("check", tmp_path, "--max-latency-ms", "99").exit_code == 7
-    assert edgevit("check", tmp_path, "--max-drop", "5").exit_code == 0
+    assert edgevit("check", tmp_path, "--max-drop", "5").exit_code == 7  # nothing is offered
 
 
 def test_targets_names_each_with_the_version_of_its_runtime() -> None:

@@ -134,11 +134,11 @@ def test_require_gates_untrusted_beside_a_chosen_one_is_not_named() -> None:
     assert "drift" not in str(caught.value)
 
 
-def test_require_gates_only_untrusted_timings_is_a_measurement_error() -> None:
+@pytest.mark.parametrize("gates", [Gates(max_latency_ms=99.0), Gates(max_drop=1.0)])
+def test_require_gates_only_untrusted_timings_is_a_measurement_error(gates: Gates) -> None:
     noisy = choose([candidate("fp32", 6.0, verdict="untrusted", why="drift")], Gates(), "fastest")
     with pytest.raises(MeasurementError, match="openvino-cpu fp32: drift"):
-        require_gates(noisy, Gates(max_latency_ms=99.0))
-    require_gates(noisy, Gates(max_drop=1.0), need_trust=False)
+        require_gates(noisy, gates)
 
 
 def test_require_gates_names_every_target_that_misses() -> None:

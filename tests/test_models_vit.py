@@ -119,7 +119,7 @@ def test_from_timm_leaves_the_source_as_it_is() -> None:
 REFUSED: dict[str, tuple[Make, str]] = {
     "another MLP": (
         partial(vit, mlp_layer=ConvMlp),
-        "blocks.0: Attention and ConvMlp where Attention and Mlp, GluMlp or SwiGLU are expected",
+        "blocks.0 to blocks.1: Attention and ConvMlp where Attention and Mlp, GluMlp or SwiGLU are expected",
     ),
     "norm inside a gated MLP": (partial(vit, mlp_layer=SwiGLU, scale_mlp_norm=True), "scale_mlp_norm"),
     "map pooling": (partial(vit, global_pool="map", class_token=False), r"attention-pooling head"),
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "norm on the attention output": (partial(vit, scale_attn_norm=True), "scale_attn_norm"),
     "norm inside the MLP": (partial(vit, scale_mlp_norm=True), "scale_mlp_norm"),
-    "unknown activation": (partial(vit, act_layer=nn.Tanh), "blocks.0: activation Tanh"),
+    "unknown activation": (partial(vit, act_layer=nn.Tanh), "blocks.0 to blocks.1: activation Tanh"),
 }
 
 

@@ -360,3 +360,15 @@ def test_finish_removes_work_that_no_stage_came_back_to(tmp_path: Path) -> None:
         work = store.work_path("train", {"lr": 1})
         store.finish()
     assert not work.exists()
+
+
+def test_store_that_held_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "build" / "typo", "typo"):
+        pass
+    assert not (tmp_path / "build" / "typo").exists()
+    (tmp_path / "mine").mkdir()
+    with Store.open(tmp_path / "mine", "toy") as store:
+        store.run("stage", {}, lambda folder: None)
+    with Store.open(tmp_path / "mine", "toy"):
+        pass
+    assert (tmp_path / "mine" / ".edgevit").is_dir()

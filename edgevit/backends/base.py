@@ -136,6 +136,19 @@ def require_precision(runtime: str, precision: Precision, offered: Sequence[Prec
         )
 
 
+def require_kind(runtime: str, artefact: Path, suffixes: Sequence[str]) -> None:
+    """Refuse an artefact that was built for another runtime, before this one calls it broken.
+
+    Raises:
+        BackendError: `artefact` ends in none of `suffixes`.
+    """
+    if artefact.suffix not in suffixes:
+        raise BackendError(
+            f"{artefact}: expected {' or '.join(suffixes)}, which is what {runtime} loads."
+            " Give the target that it was built for, or the file of this one."
+        )
+
+
 def require_file(runtime: str, path: Path) -> None:
     """Refuse a model file that is missing or empty, before a runtime calls it a parse error.
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from edgevit.backends.base import Session, require_file, require_precision
+from edgevit.backends.base import Session, require_file, require_kind, require_precision
 from edgevit.backends.files import external_files
 from edgevit.backends.session import open_session, runtime_errors
 from edgevit.board import Installed, Options
@@ -75,6 +75,7 @@ class OnnxRuntime:
         """Optimise the graph for this CPU and keep it ready to run; see `Backend.load`."""
         options = self.options(target, precision)
         require_file("onnxruntime", artefact)
+        require_kind("onnxruntime", artefact, (".onnx",))
         _import_onnxruntime()
         return open_session(artefact, options, self.advice)
 

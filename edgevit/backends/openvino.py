@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from edgevit.backends.base import Session, require_file, require_precision
+from edgevit.backends.base import Session, require_file, require_kind, require_precision
 from edgevit.backends.session import open_session, runtime_errors
 from edgevit.board import Installed, Options, has_device, read_installed
 from edgevit.errors import BackendUnavailableError
@@ -81,6 +81,7 @@ class OpenVINO:
         """Compile the IR (or an ONNX file) for one request at a time; see `Backend.load`."""
         options = self.options(target, precision)
         require_file("openvino", artefact)
+        require_kind("openvino", artefact, (".xml", ".onnx"))
         _import_openvino()
         with runtime_errors("openvino", artefact, self.advice):
             installed = read_installed("openvino", options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -29,8 +30,22 @@ def refuse_forms(name: str, family: str, problems: Sequence[str]) -> None:
     if problems:
         raise UnsupportedModelError(
             f"model {name} is a {family} of a form that edgevit cannot slim yet:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
+            + "\n".join(f"  - {problem}" for problem in _once(problems))
+            + "\nChoose a plain ViT, DeiT, DINOv2 or v3, Swin or CCT; `edgevit inspect MODEL` says of each"
+            " whether it can be slimmed."
         )
+
+
+def _once(problems: Sequence[str]) -> list[str]:
+    """Say what is the same in several blocks once, with the first and the last of them."""
+    blocks: dict[str, list[str]] = {}
+    for problem in problems:
+        found = re.fullmatch(r"(blocks\.\d+|layers\.\d+\.blocks\.\d+): (.*)", problem)
+        blocks.setdefault(found[2] if found else problem, []).append(found[1] if found else "")
+    places = {
+        text: names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" for text, names in blocks.items()
+    }
+    return [f"{place}: {text}" if place else text for text, place in places.items()]
 
 
 def unknown_norms(norms: Iterable[nn.Module]) -> list[str]:

@@ -161,7 +161,7 @@ def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:
         if isinstance(before, int | float) and before > _BUSY * cores:
             warnings.append(
                 f"{result.target} {result.precision} was timed at a load of {before:.1f} on {cores} cores:"
-                " other programs were running, do not rely on its times"
+                " other programs were running, time it again on a quiet machine before you rely on it"
             )
     return warnings
 

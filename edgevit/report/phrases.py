@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevit.report.model import Interval, Report, Result, SetFacts
+from edgevit.report.model import Drop, Interval, Report, Result, SetFacts
 
 NONE = "-"
 
@@ -101,8 +101,14 @@ def accuracy(result: Result, evaluation: SetFacts | None) -> str:
     same = f"It answers like the dense model on {share(result.slim.agreement)} of {images}"
     if result.slim.top1 is None or result.drop is None:
         return f"{same}; they have no labels, so top-1 is unknown."
-    drop = f"{points(result.drop.points)} points lost ({points_interval(result.drop.interval)})"
-    return f"{same}; top-1 is {share(result.slim.top1)}, {drop}."
+    return f"{same}; top-1 is {share(result.slim.top1)}, {_lost(result.drop)}."
+
+
+def _lost(drop: Drop) -> str:
+    if drop.points >= 0:
+        return f"{points(drop.points)} points lost ({points_interval(drop.interval)})"
+    low, high = drop.interval
+    return f"{points(-drop.points)} points gained ({points_interval((-high, -low))})"
 
 
 def findings(report: Report) -> list[str]:
