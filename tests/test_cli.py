@@ -395,6 +395,11 @@ def _is_timing(out: Path) -> bool:
     return False
 
 
+def _hear_ctrl_c() -> None:
+    """Let a child be interrupted even where these tests run in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_build_exits_130_and_can_go_on(toy: Path, tmp_path: Path) -> None:
     shutil.copytree(toy, tmp_path / "copy")
     recipe, out = tmp_path / "copy" / "toy.toml", tmp_path / "copy" / "out"
@@ -415,6 +420,7 @@ def test_interrupted_build_exits_130_and_can_go_on(toy: Path, tmp_path: Path) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hear_ctrl_c,
     )
     while child.poll() is None and not _is_timing(out):
         time.sleep(0.05)

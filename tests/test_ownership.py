@@ -15,6 +15,12 @@ from edgevit.ownership import marker_path, marker_text, published_names
 from edgevit.store import Store
 
 
+def keep_a_stage(folder: Path) -> None:
+    """Leave a build directory behind; one that held nothing would be taken away again."""
+    with Store.open(folder, "toy") as store:
+        store.run("stage", {}, lambda folder: None)
+
+
 def test_open_refuses_foreign_content_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"jpg")
     with pytest.raises(OutputError, match=r"found 1 other entry \(holiday\.jpg\)\..*--out DIR"):
@@ -33,13 +39,13 @@ def test_open_refuses_a_file_and_the_build_of_another_recipe(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"expected a directory, found a file.*--out DIR"):
         Store.open(tmp_path / "file", "toy")
-    Store.open(tmp_path / "b", "toy").close()
+    keep_a_stage(tmp_path / "b")
     with pytest.raises(OutputError, match=r"expected the build of 'other', found that of 'toy'.*--out DIR"):
         Store.open(tmp_path / "b", "other")
 
 
 def test_open_refuses_a_marker_of_another_format_or_none_at_all(tmp_path: Path) -> None:
-    Store.open(tmp_path, "toy").close()
+    keep_a_stage(tmp_path)
     (tmp_path / ".edgevit" / "build.json").write_text('{"format": 99, "name": "toy"}')
     with pytest.raises(OutputError, match=r"another version of edgevit \(expected format 1\)"):
         Store.open(tmp_path, "toy")
