@@ -52,7 +52,9 @@ def test_choose_one_of_equal_times() -> None:
 
 def test_require_gates_all_kept_passes() -> None:
     gates = Gates(max_drop=0.6, min_agreement=0.943, max_latency_ms=7.0, min_speedup=1.5)
-    require_gates(choose([candidate("fp32", 6.0)], gates, "fastest"), gates)
+    results = choose([candidate("fp32", 6.0)], gates, "fastest")
+    require_gates(results, gates)
+    assert chosen(results) == ["fp32"]
 
 
 def test_require_gates_drop_too_large_is_an_accuracy_error() -> None:

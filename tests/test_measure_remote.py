@@ -42,7 +42,7 @@ def _take(*artefacts: Path, runtime: Runtime = "onnxruntime", board: Board = BOA
     return take_on_board(board, artefacts, _target(runtime), "fp32", silent)
 
 
-def _check(answered: Answered, artefacts: int) -> None:
+def assert_samples(answered: Answered, artefacts: int) -> None:
     bursts = np.array(answered.taken.bursts_ns)
     assert bursts.shape[0] == len(answered.taken.first_ns) == artefacts
     assert bursts.shape[2] == answered.taken.runs_per_burst
@@ -70,7 +70,7 @@ def test_take_on_board_of_two_artefacts_gives_samples_of_both(
 ) -> None:
     artefact = _build(tmp_path, runtime)
     answered = _take(artefact, artefact, runtime=runtime)
-    _check(answered, artefacts=2)
+    assert_samples(answered, artefacts=2)
     assert answered.machine.cpu == read_machine({}).cpu
     assert set(answered.machine.versions) == {runtime, "numpy"}
     assert list(board_tmp.iterdir()) == []
@@ -79,7 +79,7 @@ def test_take_on_board_of_two_artefacts_gives_samples_of_both(
 def test_take_on_board_of_a_dynamic_batch_with_external_data_sends_that_too(
     tmp_path: Path, board_tmp: Path
 ) -> None:
-    _check(_take(_build(tmp_path, "onnxruntime", batch="batch", external=True)), artefacts=1)
+    assert_samples(_take(_build(tmp_path, "onnxruntime", batch="batch", external=True)), artefacts=1)
     assert list(board_tmp.iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_take_on_board_over_a_real_ssh_gives_samples(
     tmp_path: Path, sshd: Callable[[], Board], runtime: Runtime
 ) -> None:
     artefact = _build(tmp_path, runtime)
-    _check(_take(artefact, artefact, runtime=runtime, board=sshd()), artefacts=2)
+    assert_samples(_take(artefact, artefact, runtime=runtime, board=sshd()), artefacts=2)
 
 
 def test_take_on_board_over_a_real_ssh_that_refuses_the_key_shows_its_words(

@@ -27,7 +27,7 @@ FORMS = {
 GATED = dataclasses.replace(ARCH, gated=True, activation="silu")
 
 
-def _equal_outputs(slim: SlimViT, dense: SlimViT) -> None:
+def assert_equal_outputs(slim: SlimViT, dense: SlimViT) -> None:
     image = noise_images(3, dense.arch)
     torch.testing.assert_close(slim(image), dense(image), rtol=1e-5, atol=2e-5)
 
@@ -59,7 +59,7 @@ def test_cutting_heads_that_are_zero_leaves_the_output_equal(form: str, part: st
             block.attn.v.weight[_rows_of(head, ALL)] = 0
         else:
             block.attn.proj.weight[:, _rows_of(head, ALL)] = 0
-    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(heads=2))), dense)
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(heads=2))), dense)
 
 
 @pytest.mark.parametrize("part", ["queries", "keys"])
@@ -77,7 +77,7 @@ def test_cutting_qk_dims_that_are_zero_leaves_the_output_equal(part: str) -> Non
     slim = slim_by_selection(dense, toy_plan(dense, Counts(qk_dim=5)))
     assert slim.blocks[0].attn.q.weight.shape == (15, 24)
     assert slim.blocks[0].attn.scale == 8**-0.5
-    _equal_outputs(slim, dense)
+    assert_equal_outputs(slim, dense)
 
 
 @pytest.mark.parametrize("part", ["values", "projection"])
@@ -89,21 +89,21 @@ def test_cutting_vo_dims_that_are_zero_leaves_the_output_equal(part: str) -> Non
                 block.attn.v.weight[_rows_of(head, dims)] = 0
             else:
                 block.attn.proj.weight[:, _rows_of(head, dims)] = 0
-    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(vo_dim=5))), dense)
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(vo_dim=5))), dense)
 
 
 def test_cutting_neurons_that_are_zero_leaves_the_output_equal() -> None:
     dense = toy_model()
     for block in dense.blocks:
         block.mlp.fc2.weight[:, [0, 7, 8, 39]] = 0
-    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=36))), dense)
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=36))), dense)
 
 
 def test_cutting_neurons_that_read_nothing_keeps_what_their_bias_adds() -> None:
     dense = toy_model()
     for block in dense.blocks:
         block.mlp.fc1.weight[[3, 17, 39]] = 0  # the bias stays: the neuron is a constant
-    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
 
 
 def test_cutting_gated_neurons_that_read_nothing_keeps_what_their_biases_add() -> None:
@@ -112,7 +112,7 @@ def test_cutting_gated_neurons_that_read_nothing_keeps_what_their_biases_add() -
         assert block.mlp.gate is not None
         for layer in (block.mlp.fc1, block.mlp.gate):
             layer.weight[[3, 17, 39]] = 0  # the biases stay: the neuron is a constant
-    _equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(hidden=37))), dense)
 
 
 def test_selection_keeps_a_query_dim_that_only_its_bias_feeds() -> None:
@@ -133,7 +133,7 @@ def test_cutting_everything_that_is_zero_at_once_leaves_the_output_equal() -> No
             block.attn.proj.weight[:, _rows_of(head, dims)] = 0
         block.mlp.fc2.weight[:, ::2] = 0
     plan = toy_plan(dense, Counts(heads=2, qk_dim=5, vo_dim=5, hidden=20), dead_tokens=True)
-    _equal_outputs(slim_by_selection(dense, plan), dense)
+    assert_equal_outputs(slim_by_selection(dense, plan), dense)
 
 
 KEPT = Kept(heads=(0, 2), qk=((0, 3, 7), (1, 2, 6)), vo=((2, 5), (0, 7)), hidden=tuple(range(1, 40, 3)))
@@ -161,7 +161,7 @@ def _mask(dense: SlimViT) -> SlimViT:
 )
 def test_selection_by_index_is_exact_against_a_mask(dense: SlimViT) -> None:
     plan = Plan((BlockPlan(2, 3, 2, 13, dense.arch.tokens, KEPT),) * 3)
-    _equal_outputs(slim_by_selection(dense, plan), _mask(dense))
+    assert_equal_outputs(slim_by_selection(dense, plan), _mask(dense))
 
 
 SWIN_KEPT = Kept(heads=(1,), qk=((0, 3, 7),), vo=((2, 5),), hidden=tuple(range(1, 40, 3)))
@@ -187,7 +187,7 @@ def test_selection_of_a_shifted_swin_by_index_is_exact_against_a_mask() -> None:
     slim = slim_by_selection(dense, plan)
     assert slim.blocks[1].attn.position_bias is not None
     assert slim.blocks[1].attn.position_bias.shape == (1, 16, 16)
-    _equal_outputs(slim, _mask_swin(dense))
+    assert_equal_outputs(slim, _mask_swin(dense))
     assert (slim(noise_images(3, dense.arch)) - dense(noise_images(3, dense.arch))).abs().max() > 0.1
 
 
@@ -205,7 +205,7 @@ def test_selection_of_rotary_heads_by_index_is_exact_against_a_mask() -> None:
     masked = _mask(dense)
     for full, block in zip(dense.blocks, masked.blocks, strict=True):
         block.attn.k.weight.copy_(full.attn.k.weight)
-    _equal_outputs(slim, masked)
+    assert_equal_outputs(slim, masked)
 
 
 def test_plan_that_takes_tokens_from_a_swin_is_refused_with_the_reason() -> None:
@@ -247,4 +247,4 @@ def test_selection_works_on_a_model_that_was_slimmed_before() -> None:
     arch: Arch = twice.arch
     assert [(block.hidden, block.heads) for block in arch.blocks] == [(20, 3), (10, 3), (20, 2)]
     direct = slim_by_selection(dense, toy_plan(dense, Counts(hidden=[20, 10, 20], heads=[3, 3, 2])))
-    _equal_outputs(twice, direct)
+    assert_equal_outputs(twice, direct)

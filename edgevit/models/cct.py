@@ -160,28 +160,28 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+_LAYERS = {
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "first_conv": "tokenizer.conv_layers.0.0",
+    "classifier": "classifier.fc",
+}
 default_cfgs: dict[str, dict[str, Any]] = {
     "cct_7_3x1": {
         "num_classes": 10,
         "input_size": (3, 32, 32),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
         "crop_pct": 1.0,
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": "tokenizer.conv_layers.0.0",
-        "classifier": "classifier.fc",
+        **_LAYERS,
     },
     "cct_14_7x2": {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
         "crop_pct": 0.875,
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
-        "first_conv": "tokenizer.conv_layers.0.0",
-        "classifier": "classifier.fc",
+        **_LAYERS,
     },
 }
 """What timm reads about the models: sizes and preprocessing. There are no weights to fetch."""

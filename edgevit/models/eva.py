@@ -14,9 +14,9 @@ from edgevit.models.timm_blocks import (
     activation_name,
     copy_affine,
     copy_mlp,
+    copy_stem_and_head,
     is_gated,
     norm_place,
-    prefix_and_position,
     refuse_forms,
     unknown_mlp_forms,
     unknown_norms,
@@ -40,17 +40,7 @@ def from_eva(model: Eva, name: str) -> SlimViT:
     refuse_forms(name, "Vision Transformer of timm's EVA kind", _unknown_forms(model))
     slim = SlimViT(_read_arch(model)).eval()
     with torch.no_grad():
-        assert isinstance(slim.patch_embed, nn.Conv2d)
-        copy_affine(model.patch_embed.proj, slim.patch_embed)
-        prefix, position = prefix_and_position(model, slim.arch)
-        slim.prefix.copy_(prefix)
-        if slim.position is not None:
-            slim.position.copy_(position)
-        if isinstance(slim.norm_pre, nn.LayerNorm):
-            copy_affine(model.norm_pre, slim.norm_pre)
-        if isinstance(slim.norm, nn.LayerNorm):
-            copy_affine(model.norm if slim.arch.norm == "before-pool" else model.fc_norm, slim.norm)
-        copy_affine(model.head, slim.head)
+        copy_stem_and_head(model, slim)
         for source, target in zip(model.blocks, slim.blocks, strict=True):
             copy_affine(source.norm1, target.norm1)
             copy_affine(source.norm2, target.norm2)

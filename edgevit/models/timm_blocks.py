@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.arch import Activation, Arch, NormPlace
 from edgevit.models.cct import CctAttention
-from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
 
 _Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
 
@@ -109,6 +109,23 @@ def prefix_and_position(model: VisionTransformer | Eva, arch: Arch) -> tuple[Ten
     if model.no_embed_class:
         return prefix, model.pos_embed
     return prefix + model.pos_embed[:, : arch.prefix], model.pos_embed[:, arch.prefix :]
+
+
+def copy_stem_and_head(source: VisionTransformer | Eva, target: SlimViT) -> None:
+    """Copy patch embedding, prefix tokens, positions, the norms outside the blocks, and the classifiers."""
+    assert isinstance(target.patch_embed, nn.Conv2d)
+    copy_affine(source.patch_embed.proj, target.patch_embed)
+    prefix, position = prefix_and_position(source, target.arch)
+    target.prefix.copy_(prefix)
+    if target.position is not None:  # windows and rotations know places by themselves
+        target.position.copy_(position)
+    if isinstance(target.norm_pre, nn.LayerNorm):
+        copy_affine(source.norm_pre, target.norm_pre)
+    if isinstance(target.norm, nn.LayerNorm):
+        copy_affine(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
+    copy_affine(source.head, target.head)
+    if target.head_dist is not None:
+        copy_affine(source.head_dist, target.head_dist)
 
 
 def copy_block(

@@ -13,11 +13,10 @@ from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.models.timm_blocks import (
     MLPS,
     activation_name,
-    copy_affine,
     copy_block,
+    copy_stem_and_head,
     is_gated,
     norm_place,
-    prefix_and_position,
     refuse_forms,
     unknown_mlp_forms,
     unknown_norms,
@@ -37,7 +36,7 @@ def from_vit(model: VisionTransformer, name: str) -> SlimViT:
     refuse_forms(name, "Vision Transformer", _unknown_forms(model))
     slim = SlimViT(_read_arch(model)).eval()
     with torch.no_grad():
-        _copy_stem_and_head(model, slim)
+        copy_stem_and_head(model, slim)
         for source, target in zip(model.blocks, slim.blocks, strict=True):
             factors = _layer_scale(source.ls1, target), _layer_scale(source.ls2, target)
             copy_block(source, target, factors)
@@ -132,22 +131,6 @@ def _reads(model: VisionTransformer) -> Reads:
     if model.global_pool == "token":
         return "class"
     return "mean+prefix" if model.pool_include_prefix else "mean"
-
-
-def _copy_stem_and_head(source: VisionTransformer, target: SlimViT) -> None:
-    assert isinstance(target.patch_embed, nn.Conv2d)
-    copy_affine(source.patch_embed.proj, target.patch_embed)
-    prefix, position = prefix_and_position(source, target.arch)
-    target.prefix.copy_(prefix)
-    assert target.position is not None  # only families with windows have none
-    target.position.copy_(position)
-    if isinstance(target.norm_pre, nn.LayerNorm):
-        copy_affine(source.norm_pre, target.norm_pre)
-    if isinstance(target.norm, nn.LayerNorm):
-        copy_affine(source.norm if target.arch.norm == "before-pool" else source.fc_norm, target.norm)
-    copy_affine(source.head, target.head)
-    if target.head_dist is not None:
-        copy_affine(source.head_dist, target.head_dist)
 
 
 def _layer_scale(scale: layers.LayerScale | nn.Identity, target: SlimBlock) -> Tensor:
