@@ -33,6 +33,7 @@ from edgevit.version import __version__
 
 if TYPE_CHECKING:
     from edgevit.backends.readiness import Readiness
+    from edgevit.models.arch import Arch
     from edgevit.pipeline.timing import Timed
     from edgevit.report.model import Report
     from edgevit.target import Target
@@ -196,16 +197,39 @@ def _show_report(report: Report, folder: Path, *, json: bool) -> None:
 @_command
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|DIR", help="A timm name, or what edgevit saved.")],
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show instead which dims of which layers only go together.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --groups: also draw the matrix into FILE.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show heads, dims, tokens, MACs, params and bytes block by block, and what can be cut."""
     from edgevit.inspection import inspect_model, render
 
+    if html is not None and not groups:
+        raise typer.BadParameter("--html draws the matrix of --groups: give that, too")
     found = inspect_model(model)
-    if json:
+    if groups:
+        _show_groups(model, found.arch, html, json=json)
+    elif json:
         _print_json(found.to_json())
     else:
         render(found, Console())
+
+
+def _show_groups(name: str, arch: Arch, html: Path | None, *, json: bool) -> None:
+    from edgevit.models.relations import read_relations
+    from edgevit.relation_view import groups_to_json, render_groups, write_groups_html
+
+    relations = read_relations(arch)
+    if html is not None:
+        write_groups_html(name, relations, html)
+    if json:
+        _print_json(groups_to_json(name, relations))
+    else:
+        render_groups(name, relations, Console())
 
 
 @app.command()

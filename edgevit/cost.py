@@ -53,11 +53,15 @@ def model_cost(arch: Arch) -> ModelCost:
     heads = 2 if arch.reads == "class+distillation" else 1
     head = Cost(
         macs=heads * arch.features * arch.classes,
-        params=heads * (arch.features + 1) * arch.classes + (2 * arch.features if arch.norm != "none" else 0),
+        params=heads * (arch.features + 1) * arch.classes + _last_norm_params(arch),
     )
     if arch.reads == "sequence":
         head += Cost(2 * arch.blocks[-1].tokens_out * arch.features, arch.features)
     return ModelCost(stem, tuple(block_cost(arch, block) for block in arch.blocks), head)
+
+
+def _last_norm_params(arch: Arch) -> int:
+    return 0 if arch.norm == "none" or arch.blocks[-1].full is not None else 2 * arch.features
 
 
 def _embedding_cost(arch: Arch) -> Cost:
@@ -93,7 +97,8 @@ def block_cost(arch: Arch, block: BlockDims) -> Cost:
 def _downsample_cost(block: BlockDims) -> Cost:
     """Count the patch merging in front of a block: a norm of four tokens side by side, and a product."""
     four = 4 * (block.downsampled_from or 0)
-    return Cost(block.tokens_in * four * block.embed, 2 * four + four * block.embed)
+    beside = 2 * four if block.downsampled_full is None else block.embed  # a norm, or the bias it is in
+    return Cost(block.tokens_in * four * block.embed, beside + four * block.embed)
 
 
 def _reduction_macs(patches: int, removed: int, choice: Choice | None, widths: tuple[int, int]) -> int:
@@ -114,8 +119,9 @@ def _reduction_macs(patches: int, removed: int, choice: Choice | None, widths: t
 
 def _block_params(arch: Arch, block: BlockDims) -> int:
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
-    biases = qk * (arch.qkv_bias + (arch.qkv_bias and arch.qk_norm))
-    norms = 4 * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
+    biases = qk * (arch.qkv_bias + (arch.qkv_bias and arch.qk_norm)) if block.full is None else 2 * qk
+    own = 2 if block.full is None else arch.norm2_on_stream  # of two norms, those that have weights
+    norms = 2 * own * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
     bias_of_pairs = 0 if block.window is None else block.heads * block.window.area**2
     attention = 2 * block.embed * (qk + vo) + biases + bias_of_pairs + block.embed
     mlp = (block.embed + 1) * block.hidden * (2 if arch.gated else 1) + (block.hidden + 1) * block.embed

@@ -76,6 +76,8 @@ class Plan:
     blocks: tuple[BlockPlan, ...]
     dead_tokens: bool = False
     input: InputPlan | None = None  # None: as many tokens enter the first block as the model has there
+    channels: tuple[Indices, ...] | None = None
+    """Channels of the residual stream that stay, one set for each stage; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +262,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         kept = {name: value for name, value in dataclasses.asdict(block.kept).items() if value is not None}
         choice = {} if block.choice is None else {"choice": dataclasses.asdict(block.choice)}
         blocks.append(data | ({"kept": kept} if kept else {}) | choice)
-    entering = {} if plan.input is None else {"input": dataclasses.asdict(plan.input)}
-    return {"blocks": blocks, "dead_tokens": plan.dead_tokens} | entering
+    data = {"blocks": blocks, "dead_tokens": plan.dead_tokens}
+    if plan.input is not None:
+        data["input"] = dataclasses.asdict(plan.input)
+    return data if plan.channels is None else data | {"channels": plan.channels}
 
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
@@ -270,7 +274,7 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
     entering = data.get("input")
     if entering is not None:
         entering = InputPlan(int(entering["tokens"]), choice_from_json(entering["choice"]))
-    return Plan(blocks, bool(data["dead_tokens"]), entering)
+    return Plan(blocks, bool(data["dead_tokens"]), entering, _index_sets(data.get("channels")))
 
 
 def choice_from_json(data: dict[str, Any] | None) -> Choice | None:

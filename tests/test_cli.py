@@ -141,6 +141,26 @@ def test_inspect_json_counts_deit_tiny_as_the_literature_does() -> None:
     assert (len(data["blocks"]), data["blocks"][0]["heads"], data["blocks"][0]["qk_dim"]) == (12, 3, 64)
 
 
+def test_inspect_groups_shows_what_is_cut_together(toy: Path, tmp_path: Path) -> None:
+    result = edgevit("inspect", toy / "out", "--groups", "--html", tmp_path / "groups.html")
+    assert "blocks.0-1.qk" in result.stdout
+    assert "attn.q.out, attn.k.out" in result.stdout
+    assert "blocks.1.attn.k.out" in (tmp_path / "groups.html").read_text()
+
+
+def test_inspect_groups_json_has_the_groups() -> None:
+    data = json.loads(edgevit("inspect", "deit_tiny_patch16_224", "--groups", "--json").stdout)
+    sizes = {group["name"]: (group["size"], group["parts"]) for group in data["groups"]}
+    assert sizes["blocks.11.qk"] == (192, 3)
+    assert sizes["stream.0"] == (192, 1)
+
+
+def test_inspect_html_without_groups_is_refused(tmp_path: Path) -> None:
+    result = edgevit("inspect", "deit_tiny_patch16_224", "--html", tmp_path / "x.html")
+    assert result.exit_code == 2
+    assert "--groups" in result.stderr
+
+
 def test_init_recipe_loads_and_names_the_model(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(edgevit("init", "deit_tiny_patch16_224").stdout)

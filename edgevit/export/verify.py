@@ -31,7 +31,7 @@ def promised_dims(arch: Arch) -> dict[str, Dims]:
         dims |= _norm("norm_pre", embed)
     for index, block in enumerate(arch.blocks):
         dims |= {f"blocks.{index}.{name}": size for name, size in _block_dims(arch, block)}
-    if arch.norm != "none":
+    if arch.norm != "none" and arch.blocks[-1].full is None:
         dims |= _norm("norm", arch.features)
     if arch.reads == "sequence":
         dims["sequence_pool.weight"] = (arch.features, 1)
@@ -55,18 +55,25 @@ def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
     embed, qk, vo = block.embed, block.heads * block.qk_dim, block.heads * block.vo_dim
     if block.downsampled_from is not None:
         four = 4 * block.downsampled_from
-        yield from (_norm("downsample.norm", four) | {"downsample.reduction.weight": (four, embed)}).items()
+        yield "downsample.reduction.weight", (four, embed)
+        if block.downsampled_full is None:
+            yield from _norm("downsample.norm", four).items()
+        else:
+            yield "downsample.reduction.bias", (embed,)
     if block.window is not None:
         yield "attn.position_bias", (block.heads, block.window.area, block.window.area)
-    yield from (_norm("norm1", embed) | _norm("norm2", embed)).items()
+    narrow = block.full is not None  # then norms that only a layer reads are in its weights
+    for name, folded in (("norm1", narrow), ("norm2", narrow and not arch.norm2_on_stream)):
+        if not folded:
+            yield from _norm(name, embed).items()
     yield from {
         "attn.q.weight": (embed, qk),
         "attn.k.weight": (embed, qk),
         "attn.v.weight": (embed, vo),
     }.items()
-    if arch.qkv_bias:
+    if arch.qkv_bias or narrow:
         yield "attn.q.bias", (qk,)
-    if arch.qkv_bias and arch.qk_norm:
+    if narrow or (arch.qkv_bias and arch.qk_norm):
         yield "attn.k.bias", (qk,)
     if arch.qk_norm:
         yield from (_norm("attn.q_norm", block.qk_dim) | _norm("attn.k_norm", block.qk_dim)).items()
@@ -120,8 +127,10 @@ def _unread(graph: onnx.GraphProto) -> Iterator[str]:
 def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
     """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one.
 
-    Rotary angles are fixed numbers too, one for each token and QK dim.
+    Rotary angles are fixed numbers too, one for each token and QK dim. So are the weights of a norm that
+    stands in single operators because channels of its stream were cut.
     """
+    norms = {name for name in promised_dims(arch) if name.endswith(("norm_pre.weight", "norm2.weight"))}
     counts = {count for block in arch.blocks for count in (block.tokens_in, block.queries)}
     angles = {(count, arch.blocks[0].qk_dim) for count in counts} if arch.rotary else set()
     fixed = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -131,7 +140,7 @@ def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
             fixed[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
     for node in graph.node:
         factors = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
-        masks = [name for name in factors if fixed[name] not in angles]
+        masks = [name for name in factors if fixed[name] not in angles and name not in norms]
         if node.op_type in ("Mul", "Where") and masks:
             dims = list(fixed[masks[0]])
             yield f"{node.name}: expected no product with a constant mask, got {masks[0]} of {dims}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from edgevit.models.arch import Arch, BlockDims
+from edgevit.models.narrow import narrow_arch
 from edgevit.plan import Anatomy, BlockAnatomy, Kind, Plan
 
 
@@ -64,4 +65,5 @@ def slim_arch(arch: Arch, plan: Plan) -> Arch:
         blocks.append(dims)
         tokens = left
     choice = arch.choice if plan.input is None else plan.input.choice
-    return dataclasses.replace(arch, blocks=tuple(blocks), choice=choice)
+    slim = dataclasses.replace(arch, blocks=tuple(blocks), choice=choice)
+    return slim if plan.channels is None else narrow_arch(slim, [len(kept) for kept in plan.channels])

@@ -105,6 +105,10 @@ class BlockDims:
     downsampled_from: int | None = None
     """Width in front of the block where 2 x 2 tokens are merged into one of its `tokens_in` first."""
     choice: Choice | None = None  # of the tokens that stay, where fewer leave; None: pairs are merged
+    full: int | None = None
+    """Width by which norms divide where channels of the stream were cut (`narrow.py`); None: none were."""
+    downsampled_full: int | None = None
+    """The same in front of the block where tokens are merged first."""
 
     @property
     def attended(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from edgevit.models.narrow import make_norm
+
 
 class Downsample(nn.Module):
     """Maps [B, N, D] to [B, N / 4, D']: four neighbours side by side, a norm, and a linear layer.
@@ -11,18 +13,21 @@ class Downsample(nn.Module):
     Reference: Liu et al. 2021, Swin Transformer, arXiv:2103.14030, section 3.1.
     """
 
-    def __init__(self, grid: tuple[int, int], widths: tuple[int, int], norm_eps: float) -> None:
+    def __init__(
+        self, grid: tuple[int, int], widths: tuple[int, int], full: int | None, norm_eps: float
+    ) -> None:
         """Make the layer.
 
         Args:
             grid: rows and columns of the tokens that come in; both even.
             widths: D and D'.
+            full: D before channels were cut; None: all are there.
             norm_eps: of the norm.
         """
         super().__init__()
         self.grid = grid
-        self.norm = nn.LayerNorm(4 * widths[0], norm_eps)
-        self.reduction = nn.Linear(4 * widths[0], widths[1], bias=False)
+        self.norm = make_norm(4 * widths[0], None if full is None else 4 * full, norm_eps)
+        self.reduction = nn.Linear(4 * widths[0], widths[1], bias=full is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Merge the tokens of a grid that stands row by row."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from edgevit.models.arch import Activation, Arch, BlockDims
 from edgevit.models.downsample import Downsample
+from edgevit.models.narrow import make_norm
 from edgevit.models.reduction import Reduction, Step, find_reduction, reduce_tokens
 from edgevit.models.rotary import Rotary
 from edgevit.models.tokenizer import ConvTokenizer
@@ -32,10 +33,13 @@ class SlimAttention(nn.Module):
         super().__init__()
         self.heads, self.qk_dim, self.vo_dim = dims.heads, dims.qk_dim, dims.vo_dim
         self.scale = arch.scale
-        self.q = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias)
-        # A key bias adds the same number to all logits of a query, which softmax ignores; only a norm
-        # between them makes it count. A value bias passes the softmax unchanged: it lives in proj.bias.
-        self.k = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias and arch.qk_norm)
+        narrow = dims.full is not None  # then the norm's part is in the biases of what reads it
+        self.q = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=arch.qkv_bias or narrow)
+        # A key bias adds the same number to all logits of a query, which softmax ignores; only a norm between
+        # them makes it count, or a comparison of keys. A value bias passes the softmax unchanged: it lives in
+        # proj.bias.
+        key_bias = narrow or (arch.qkv_bias and arch.qk_norm)
+        self.k = nn.Linear(dims.embed, dims.heads * dims.qk_dim, bias=key_bias)
         self.v = nn.Linear(dims.embed, dims.heads * dims.vo_dim, bias=False)
         self.q_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dims.qk_dim, arch.norm_eps) if arch.qk_norm else nn.Identity()
@@ -130,9 +134,9 @@ class SlimBlock(nn.Module):
         super().__init__()
         self.dims, self.arch = dims, arch
         self.downsample = _downsample(dims, arch)
-        self.norm1 = nn.LayerNorm(dims.embed, arch.norm_eps)
+        self.norm1 = make_norm(dims.embed, dims.full, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)
-        self.norm2 = nn.LayerNorm(dims.embed, arch.norm_eps)
+        self.norm2 = make_norm(dims.embed, dims.full, arch.norm_eps, on_stream=arch.norm2_on_stream)
         self.mlp = SlimMlp(dims, arch)
 
     def features(self, keys: Tensor) -> Tensor:
@@ -181,7 +185,8 @@ def _downsample(dims: BlockDims, arch: Arch) -> nn.Module:
         return nn.Identity()
     assert dims.window is not None  # only families with a grid merge patches
     rows, columns = dims.window.grid
-    return Downsample((2 * rows, 2 * columns), (dims.downsampled_from, dims.embed), arch.norm_eps)
+    widths = dims.downsampled_from, dims.embed
+    return Downsample((2 * rows, 2 * columns), widths, dims.downsampled_full, arch.norm_eps)
 
 
 class SlimViT(nn.Module):
@@ -198,10 +203,13 @@ class SlimViT(nn.Module):
         self.prefix = nn.Parameter(torch.zeros(1, arch.prefix, arch.embed))  # position already added
         position = torch.zeros(1, arch.patches, arch.embed)
         self.position = nn.Parameter(position) if arch.position else None
-        self.norm_pre = nn.LayerNorm(arch.embed, arch.norm_eps) if arch.pre_norm else nn.Identity()
+        first, last = arch.blocks[0].full, arch.blocks[-1].full
+        self.norm_pre = (
+            make_norm(arch.embed, first, arch.norm_eps, on_stream=True) if arch.pre_norm else nn.Identity()
+        )
         blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
         self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
-        self.norm = nn.LayerNorm(arch.features, arch.norm_eps) if arch.norm != "none" else nn.Identity()
+        self.norm = make_norm(arch.features, last, arch.norm_eps) if arch.norm != "none" else nn.Identity()
         self.sequence_pool = nn.Linear(arch.features, 1, bias=False) if arch.reads == "sequence" else None
         self.head = nn.Linear(arch.features, arch.classes)
         self.head_dist = (

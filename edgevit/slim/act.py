@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.observe import mean_of_neurons
 from edgevit.plan import Plan, Recover, keep_all
 from edgevit.progress import Progress
+from edgevit.slim.channels import cut_channels
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.select import slim_by_selection
 from edgevit.slim.site import ClosedForm
@@ -55,6 +56,9 @@ def slim_model(
         ImagesError: fewer images than the ranks of the plan need.
     """
     dense = dense.eval().requires_grad_(False)
+    if plan.channels is not None:
+        wide = slim_model(dense, replace(plan, channels=None), options, images, progress)
+        return cut_channels(wide, plan.channels)
     if _cuts_no_weights(dense, plan):
         return _select(dense, plan, None)
     match options.recover:
@@ -65,6 +69,7 @@ def slim_model(
             return _select(dense, plan, means)
         case "closed-form":
             _refuse_merged(dense)
+            _refuse_narrow(dense)
             given = _require(images, 'slim.recover = "closed-form"')
             _check_enough(dense, plan, given)
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
@@ -104,6 +109,15 @@ def _refuse_merged(dense: SlimViT) -> None:
         raise PlanError(
             'slim.recover: expected "none" for a model that already merges tokens, got "closed-form". Make'
             " both cuts at once, from the model that this one came from; then the closed form repairs both."
+        )
+
+
+def _refuse_narrow(dense: SlimViT) -> None:
+    """Refuse a model whose norms are in the weights behind them: a fit would lose the bias of its keys."""
+    if any(block.full is not None for block in dense.arch.blocks):
+        raise PlanError(
+            'slim.recover: expected "none" for a model that lacks channels of its stream, got "closed-form".'
+            " Make both cuts at once, from the model that this one came from."
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgevit.models.anatomy import slim_arch
+from edgevit.models.group_scores import neuron_norms, qk_norms, vo_norms
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
@@ -54,13 +55,8 @@ def _index(chosen: tuple[int, ...] | None, scores: Tensor, keep: int) -> Tensor:
 
 
 def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block: BlockPlan) -> None:
-    q, k, v = (
-        layer.weight.unflatten(0, (full.heads, -1))[heads] for layer in (full.q, full.k, full.v)
-    )  # [H', K, C]
-    out = _out_heads(full)[heads]  # [H', V, C]
-    read = q.norm(dim=-1) if full.q.bias is None else _with_bias(full, heads).norm(dim=-1)  # [H', K]
-    qk = _per_head(block.kept.qk, read * k.norm(dim=-1), block.qk_dim)  # [H', K']
-    vo = _per_head(block.kept.vo, v.norm(dim=-1) * out.norm(dim=-1), block.vo_dim)  # [H', V']
+    qk = _per_head(block.kept.qk, qk_norms(full)[heads], block.qk_dim)  # [H', K']
+    vo = _per_head(block.kept.vo, vo_norms(full)[heads], block.vo_dim)  # [H', V']
     for layer, source, rows in ((cut.q, full.q, qk), (cut.k, full.k, qk), (cut.v, full.v, vo)):
         bias = (
             None
@@ -68,7 +64,8 @@ def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block
             else _rows(source.bias.unsqueeze(-1), full.heads, heads, rows).flatten()
         )
         write_linear(layer, _rows(source.weight, full.heads, heads, rows).flatten(0, 1), bias)
-    write_linear(cut.proj, _take(out, vo).flatten(0, 1).T, full.proj.bias)
+    out = _take(_out_heads(full)[heads], vo)  # [H', V', C]
+    write_linear(cut.proj, out.flatten(0, 1).T, full.proj.bias)
     write_position_bias(full, cut, heads)
 
 
@@ -87,18 +84,8 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def _with_bias(full: SlimAttention, heads: Tensor) -> Tensor:
-    """Return the query rows of the kept heads with their bias as one more column, [H', K, C + 1]."""
-    rows = torch.cat([full.q.weight, full.q.bias.unsqueeze(-1)], dim=1)
-    by_head: Tensor = rows.unflatten(0, (full.heads, -1))
-    return by_head[heads]
-
-
 def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, mean: Tensor | None) -> None:
-    scores = full.fc1.weight.norm(dim=1) * full.fc2.weight.norm(dim=0)
-    if full.gate is not None:
-        scores = scores * full.gate.weight.norm(dim=1)
-    kept = _index(block.kept.hidden, scores, block.hidden)
+    kept = _index(block.kept.hidden, neuron_norms(full), block.hidden)
     write_neurons(full, cut, kept)
     lost = _constants(full, kept) if mean is None else _mean_lost(full, kept, mean)
     write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias + lost)

@@ -1,0 +1,45 @@
+"""What the dims inside heads and the hidden neurons are worth by their weights alone.
+
+Each is a product of the norms of everything that goes with it: 0 as soon as one of them is 0.
+Shapes: H heads, K/V dims per head, F hidden neurons.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
+
+
+def qk_norms(attention: SlimAttention) -> Tensor:
+    """Return for each QK dim the norm of its query row, bias included, times that of its key row, [H, K]."""
+    read = attention.q.weight
+    if attention.q.bias is not None:
+        read = torch.cat([read, attention.q.bias.unsqueeze(-1)], dim=1)
+    norms = read.norm(dim=1) * attention.k.weight.norm(dim=1)
+    by_head: Tensor = norms.unflatten(0, (attention.heads, -1))
+    return by_head
+
+
+def vo_norms(attention: SlimAttention) -> Tensor:
+    """Return for each VO dim the norm of its value row times that of its projection column, [H, V]."""
+    norms = attention.v.weight.norm(dim=1) * attention.proj.weight.norm(dim=0)
+    by_head: Tensor = norms.unflatten(0, (attention.heads, -1))
+    return by_head
+
+
+def neuron_norms(mlp: SlimMlp) -> Tensor:
+    """Return for each neuron the norms of its fc1 row, gate row (where there is one) and fc2 column, [F]."""
+    norms: Tensor = mlp.fc1.weight.norm(dim=1) * mlp.fc2.weight.norm(dim=0)
+    return norms if mlp.gate is None else norms * mlp.gate.weight.norm(dim=1)
+
+
+def group_scores(model: SlimViT) -> dict[str, Tensor]:
+    """Return what each unit is worth: "blocks.N.qk" [H, K], "blocks.N.vo" [H, V], "blocks.N.hidden" [F]."""
+    scores: dict[str, Tensor] = {}
+    for index, block in enumerate(model.blocks):
+        scores[f"blocks.{index}.qk"] = qk_norms(block.attn).detach()
+        scores[f"blocks.{index}.vo"] = vo_norms(block.attn).detach()
+        scores[f"blocks.{index}.hidden"] = neuron_norms(block.mlp).detach()
+    return scores
