@@ -87,7 +87,8 @@ def block_cost(arch: Arch, block: BlockDims) -> Cost:
     qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
     projections = (block.queries + block.tokens_in) * block.embed * (qk + vo)
     products = block.queries * block.attended * (qk + vo)
-    mlp = (3 if arch.gated else 2) * block.tokens_out * block.embed * block.hidden
+    read = (2 if arch.gated else 1) * block.mlp_width * block.hidden
+    mlp = block.tokens_out * (read + block.hidden_used * block.embed)
     patches = block.queries - arch.prefix
     reduction = _reduction_macs(patches, block.merged, block.choice, (block.qk_dim, block.embed))
     macs = projections + products + reduction + mlp
@@ -124,5 +125,5 @@ def _block_params(arch: Arch, block: BlockDims) -> int:
     norms = 2 * own * block.embed + (4 * block.qk_dim if arch.qk_norm else 0)
     bias_of_pairs = 0 if block.window is None else block.heads * block.window.area**2
     attention = 2 * block.embed * (qk + vo) + biases + bias_of_pairs + block.embed
-    mlp = (block.embed + 1) * block.hidden * (2 if arch.gated else 1) + (block.hidden + 1) * block.embed
+    mlp = (block.mlp_width + 1) * block.hidden * (2 if arch.gated else 1) + (block.hidden + 1) * block.embed
     return norms + attention + mlp

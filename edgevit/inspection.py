@@ -103,7 +103,9 @@ def render(found: Inspection, console: Console) -> None:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_row("stem", *_NO_DIMS, *_cost_cells(found.cost.stem))
     for index, (block, cost) in enumerate(zip(arch.blocks, found.cost.blocks, strict=True)):
-        dims = (block.heads, block.qk_dim, block.vo_dim, block.hidden, block.tokens_out)
+        used = block.per_image.used if block.per_image else None
+        neurons = phrases.hidden(block.hidden, used, block.mlp_inputs)
+        dims = (block.heads, block.qk_dim, block.vo_dim, neurons, block.tokens_out)
         table.add_row(f"blocks.{index}", *map(str, dims), *_cost_cells(cost))
     table.add_row("head", *_NO_DIMS, *_cost_cells(found.cost.head), end_section=True)
     table.add_row("total", *_NO_DIMS, *_cost_cells(found.cost.total), style="bold")

@@ -14,13 +14,15 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from edgevit.plan import Kind, Redundancy
+from edgevit.plan import Decided, NeuronScore, Redundancy
 from edgevit.schema import Problem, Strict
 
 Count = Annotated[int, Field(ge=1)]
 PerBlock = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
 Drop = Annotated[float, Field(ge=0, lt=1)]
 DropPerBlock = Drop | Annotated[tuple[Drop, ...], Field(min_length=1)]
+
+_HIDDEN = {"hidden", "hidden_drop"}
 
 Score = Literal["median", "l1", "l2"]
 Coupling = Literal["pairs", "averaged", "q-v", "k-o", "q-o"]
@@ -29,18 +31,23 @@ Coupling = Literal["pairs", "averaged", "q-v", "k-o", "q-o"]
 class MethodOptions(Strict):
     """What the options of every method say."""
 
-    decides: ClassVar[Mapping[str, Kind]]
+    decides: ClassVar[Mapping[str, Decided]]
     """From an option to the kind of cut that it decides."""
     needs_images: ClassVar[frozenset[str]] = frozenset()
     """Options for which it looks at calibration images, where they are given; "method" always is."""
     leaves_mean: ClassVar[bool] = False
     """Whether what it cuts leaves its mean in a bias where rows are plainly cut."""
 
+    @classmethod
+    def looks_at_images(cls, given: Mapping[str, object]) -> bool:
+        """Say whether it looks at calibration images with the options `given`."""
+        return bool(cls.needs_images & given.keys())
+
 
 class CoupledDims(MethodOptions):
     """QK and VO dims of each head, scored on the weights that belong together; needs no images."""
 
-    decides: ClassVar[Mapping[str, Kind]] = {
+    decides: ClassVar[Mapping[str, Decided]] = {
         "qk_dim": "qk_dim",
         "qk_drop": "qk_dim",
         "vo_dim": "vo_dim",
@@ -81,9 +88,13 @@ class CoupledDims(MethodOptions):
 
 
 class TokenChannels(MethodOptions):
-    """Hidden neurons by how active they are on the calibration images; needs unlabelled images."""
+    """Hidden neurons, and channels that the MLP reads, by how active they are on images; needs no labels."""
 
-    decides: ClassVar[Mapping[str, Kind]] = {"hidden": "hidden", "hidden_drop": "hidden"}
+    decides: ClassVar[Mapping[str, Decided]] = {
+        "hidden": "hidden",
+        "hidden_drop": "hidden",
+        "inputs_drop": "mlp_inputs",
+    }
     needs_images: ClassVar[frozenset[str]] = frozenset({"method"})
     leaves_mean: ClassVar[bool] = True
 
@@ -93,7 +104,11 @@ class TokenChannels(MethodOptions):
     """Hidden neurons that remain in the MLP of a block, >= 1."""
     hidden_drop: DropPerBlock | None = None
     """Share of a block's hidden neurons that is removed, 0..1; what remains is rounded down."""
-    score: Literal["contribution", "magnitude"] = "contribution"
+    selection: Literal["static", "per-image"] = "static"
+    """Cut the same neurons for all images, or let each image choose which neurons fc2 reads."""
+    inputs_drop: DropPerBlock | None = None
+    """Share of the residual stream's channels that fc1 does not read, 0..1; the stream keeps them."""
+    score: NeuronScore = "contribution"
     """What a neuron is worth: its mean |activation| times the norm of its fc2 column, or that mean alone."""
     class_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Weight of the class token against the mean of the others, > 0 (published: 2); absent: all alike."""
@@ -104,14 +119,23 @@ class TokenChannels(MethodOptions):
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
-        """Refuse a method that decides nothing, or one thing twice."""
-        return _amount_problems(table, cls.decides, "Give hidden_drop = 0.5, or a count as in [plan].")
+        """Refuse a method that decides nothing, or one thing twice, and a choice that nothing is told of."""
+        problems = _amount_problems(table, cls.decides, "Give hidden_drop = 0.5, or a count as in [plan].")
+        if table.get("selection") == "per-image" and "inputs_drop" in table and not table.keys() & _HIDDEN:
+            text = '"per-image" is of hidden neurons, and all remain. Give hidden_drop, or take this key out.'
+            problems.append(Problem("selection", text))
+        return problems
+
+    @classmethod
+    def looks_at_images(cls, given: Mapping[str, object]) -> bool:
+        """Say whether it looks at calibration images: where each image chooses for itself, it need not."""
+        return given.get("selection") != "per-image" or "inputs_drop" in given
 
 
 class PatchSimilarity(MethodOptions):
     """Fewer patches: those that are most similar to others go; needs images only for a threshold."""
 
-    decides: ClassVar[Mapping[str, Kind]] = dict.fromkeys(("tokens", "tokens_drop", "threshold"), "tokens")
+    decides: ClassVar[Mapping[str, Decided]] = dict.fromkeys(("tokens", "tokens_drop", "threshold"), "tokens")
     needs_images: ClassVar[frozenset[str]] = frozenset({"threshold"})
 
     method: Literal["patch-similarity"]
@@ -169,10 +193,12 @@ METHODS: Mapping[str, type[Method]] = {
 
 def need_images(methods: Sequence[Method]) -> bool:
     """Say whether one of the methods looks at calibration images."""
-    return any(options.needs_images & options.model_fields_set for options in methods)
+    return any(options.looks_at_images(options.model_dump(exclude_unset=True)) for options in methods)
 
 
-def _amount_problems(table: Mapping[str, object], decides: Mapping[str, Kind], remedy: str) -> list[Problem]:
+def _amount_problems(
+    table: Mapping[str, object], decides: Mapping[str, Decided], remedy: str
+) -> list[Problem]:
     """Check that something is decided, and nothing by a count and a share at once."""
     given = {
         kind: [option for option, other in decides.items() if other == kind and option in table]

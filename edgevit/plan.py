@@ -14,6 +14,9 @@ from edgevit.errors import PlanError
 Kind = Literal["heads", "qk_dim", "vo_dim", "hidden", "tokens"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+Decided = Kind | Literal["mlp_inputs"]
+"""What a method can decide; the channels that an MLP reads are no count that a recipe gives by hand."""
+
 Recover = Literal["none", "closed-form"]
 """How what a plan cuts is made up for."""
 
@@ -21,6 +24,9 @@ Strategy = Literal["drop", "cells", "clusters"]
 """What becomes of patches: the redundant ones go; each cell of the grid keeps one; one stands for several."""
 Redundancy = Literal["avg", "count", "knn"]
 """How redundant a patch is: mean similarity to the others, how many are similar, or mean of the nearest."""
+
+NeuronScore = Literal["contribution", "magnitude"]
+"""What a neuron is worth: its mean |activation| times the norm of its fc2 column, or that mean alone."""
 
 Indices = tuple[int, ...]
 
@@ -33,6 +39,16 @@ class Kept:
     qk: tuple[Indices, ...] | None = None  # one set per kept head
     vo: tuple[Indices, ...] | None = None  # one set per kept head
     hidden: Indices | None = None
+    inputs: Indices | None = None  # channels that the MLP reads
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Hidden neurons that each image chooses for itself: fc1 computes all, fc2 reads `used` of them."""
+
+    used: int
+    score: NeuronScore = "contribution"
+    class_weight: float | None = None  # of the class token against the mean of the others; None: all alike
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,8 @@ class BlockPlan:
     tokens: int
     kept: Kept = Kept()
     choice: Choice | None = None  # of the tokens, where fewer leave than enter; None: pairs are merged
+    per_image: PerImage | None = None  # None: fc2 reads all hidden neurons
+    mlp_inputs: int | None = None  # channels of the residual stream that the MLP reads; None: all
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,8 @@ class BlockAnatomy:
     hidden: int
     tokens: int
     choice: Choice | None = None  # by which this block already lets fewer tokens leave
+    per_image: PerImage | None = None  # where fc2 already reads only some of the neurons
+    mlp_inputs: int | None = None  # channels that the MLP reads where it already does not read all
 
 
 @dataclass(frozen=True)
@@ -119,10 +139,15 @@ class Counts:
 
 def keep_all(anatomy: Anatomy) -> Plan:
     """Return the plan that cuts nothing."""
-    blocks = (
-        BlockPlan(b.heads, b.qk_dim, b.vo_dim, b.hidden, b.tokens, choice=b.choice) for b in anatomy.blocks
-    )
-    return Plan(tuple(blocks))
+    rows = (tuple(int(getattr(block, kind)) for kind in KINDS) for block in anatomy.blocks)
+    return Plan(tuple(_block(full, row) for full, row in zip(anatomy.blocks, rows, strict=True)))
+
+
+def _block(full: BlockAnatomy, counts: Sequence[int]) -> BlockPlan:
+    """Return the plan of a block that keeps `counts` (in the order of `KINDS`) and chooses as it does now."""
+    heads, qk_dim, vo_dim, hidden, tokens = counts
+    plan = BlockPlan(heads, qk_dim, vo_dim, hidden, tokens, choice=full.choice)
+    return replace(plan, per_image=full.per_image, mlp_inputs=full.mlp_inputs)
 
 
 def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = False) -> Plan:
@@ -142,8 +167,7 @@ def plan_from_counts(anatomy: Anatomy, counts: Counts, *, dead_tokens: bool = Fa
     if problems:
         raise PlanError("\n".join(problems))
     rows = zip(*(columns[kind] for kind in KINDS), strict=True)
-    choices = (block.choice for block in anatomy.blocks)
-    blocks = (replace(BlockPlan(*row), choice=choice) for row, choice in zip(rows, choices, strict=True))
+    blocks = (_block(full, row) for full, row in zip(anatomy.blocks, rows, strict=True))
     return Plan(tuple(blocks), dead_tokens)
 
 
@@ -210,6 +234,13 @@ def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: boo
     return problems
 
 
+def count_of(block: BlockPlan, kind: Kind) -> int:
+    """Return a keep count; of hidden neurons those that fc2 reads."""
+    if kind == "hidden" and block.per_image is not None:
+        return block.per_image.used
+    return int(getattr(block, kind))
+
+
 def check_multiples(
     plan: Plan, dense: Plan, multiples: dict[Kind, int], target: str, decided: Collection[Kind] = ()
 ) -> None:
@@ -230,7 +261,7 @@ def check_multiples(
     problems: list[str] = []
     for kind, multiple in multiples.items():
         found = [
-            _off_multiple(int(getattr(block, kind)), int(getattr(full, kind)), multiple, target)
+            _off_multiple(count_of(block, kind), count_of(full, kind), multiple, target)
             for block, full in zip(plan.blocks, dense.blocks, strict=True)
         ]
         named = _name_blocks(kind, found)
@@ -261,7 +292,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         data: dict[str, Any] = {kind: getattr(block, kind) for kind in KINDS}
         kept = {name: value for name, value in dataclasses.asdict(block.kept).items() if value is not None}
         choice = {} if block.choice is None else {"choice": dataclasses.asdict(block.choice)}
-        blocks.append(data | ({"kept": kept} if kept else {}) | choice)
+        per_image = {} if block.per_image is None else {"per_image": dataclasses.asdict(block.per_image)}
+        inputs = {} if block.mlp_inputs is None else {"mlp_inputs": block.mlp_inputs}
+        blocks.append(data | per_image | inputs | ({"kept": kept} if kept else {}) | choice)
     data = {"blocks": blocks, "dead_tokens": plan.dead_tokens}
     if plan.input is not None:
         data["input"] = dataclasses.asdict(plan.input)
@@ -282,6 +315,11 @@ def choice_from_json(data: dict[str, Any] | None) -> Choice | None:
     return None if data is None else Choice(**data)
 
 
+def per_image_from_json(data: dict[str, Any] | None) -> PerImage | None:
+    """Rebuild a choice of neurons from its fields."""
+    return None if data is None else PerImage(**data)
+
+
 def _block_from_json(data: dict[str, Any]) -> BlockPlan:
     kept = data.get("kept", {})
     indices = Kept(
@@ -289,9 +327,20 @@ def _block_from_json(data: dict[str, Any]) -> BlockPlan:
         qk=_index_sets(kept.get("qk")),
         vo=_index_sets(kept.get("vo")),
         hidden=_indices(kept.get("hidden")),
+        inputs=_indices(kept.get("inputs")),
     )
     heads, qk_dim, vo_dim, hidden, tokens = (int(data[kind]) for kind in KINDS)
-    return BlockPlan(heads, qk_dim, vo_dim, hidden, tokens, indices, choice_from_json(data.get("choice")))
+    return BlockPlan(
+        heads,
+        qk_dim,
+        vo_dim,
+        hidden,
+        tokens,
+        indices,
+        choice_from_json(data.get("choice")),
+        per_image_from_json(data.get("per_image")),
+        data.get("mlp_inputs"),
+    )
 
 
 def _indices(values: list[int] | None) -> Indices | None:

@@ -198,8 +198,8 @@ class Recipe(Strict):
 
     @property
     def fold_means(self) -> bool:
-        """Whether neurons that are plainly cut leave their mean behind: a method may say so."""
-        return any(options.leaves_mean for options in self.methods)
+        """Whether what is plainly cut leaves its mean behind: a method may say so, where there are images."""
+        return self.calibration is not None and any(options.leaves_mean for options in self.methods)
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
@@ -269,8 +269,8 @@ def _missing_sections(table: Mapping[str, object]) -> list[Problem]:
     if "tune" in table and "calibration" not in table:
         text = "missing; [tune] needs images to train on. Add [calibration], which needs no labels."
         problems.append(Problem("calibration", text))
-    methods = [(str(m.get("method")), m.keys()) for _, m in _methods_of(table)]
-    blind = [name for name, given in methods if name in METHODS and METHODS[name].needs_images & given]
+    methods = [(str(method.get("method")), method) for _, method in _methods_of(table)]
+    blind = [name for name, given in methods if name in METHODS and METHODS[name].looks_at_images(given)]
     if blind and "calibration" not in table:
         text = f'missing; prune.method = "{blind[0]}" looks at unlabelled images. Add [calibration].'
         problems.append(Problem("calibration", text))

@@ -3,16 +3,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 from small_onnx import classify, draw_images, write_classifier
+from toy_dinos import dino
+from toy_vits import fill
 
 from edgevit.backends import Session
 from edgevit.backends.openvino import OpenVINO, require_bf16, require_device
 from edgevit.errors import BackendError, BackendUnavailableError
+from edgevit.export.links import onnx_link, torch_link
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.parity import Link, check_parity, limits_for
+from edgevit.models.families import from_timm
 from edgevit.target import Precision, Target
 
 TARGET = Target(name="test", runtime="openvino", threads=1)
@@ -137,3 +144,23 @@ def test_artefact_moved_with_its_weights_still_loads(tmp_path: Path) -> None:
     with OpenVINO().load(Path(moved) / "model.xml", TARGET, "fp32") as session:
         images = draw_images(1)
         np.testing.assert_allclose(session.run(images), classify(images), atol=1e-5)
+
+
+ROTARY = {
+    "DINOv3 with SwiGLU": partial(dino, swiglu_mlp=True),
+    "rotation of neighbours, mean-pooled": partial(dino, rope_rotate_half=False, global_pool="avg"),
+}
+
+
+@pytest.mark.parametrize("form", ROTARY)
+def test_rotary_model_gives_the_outputs_of_onnxruntime_and_torch(tmp_path: Path, form: str) -> None:
+    model = from_timm(fill(ROTARY[form]()), form)
+    onnx = tmp_path / "m.onnx"
+    export_onnx(model, onnx, ExportOptions(opset=TARGET.opset))
+    images = [np.random.default_rng(seed).standard_normal((1, 3, 32, 32), np.float32) for seed in range(4)]
+    with OpenVINO().load(OpenVINO().build(onnx, TARGET, "fp32", tmp_path / "ir"), TARGET, "fp32") as session:
+        artefact = Link("openvino", session.run)
+        found = check_parity(onnx_link(onnx, 1), artefact, images, limits_for(model.arch, 1e-3), model.arch)
+    assert found.outliers == 0
+    assert found.top1_agreement == 1.0
+    check_parity(torch_link(model), onnx_link(onnx, 1), images, limits_for(model.arch, 1e-4), model.arch)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from toy_ccts import CCT_ARCH, TWO_CONVS, toy_cct
+from toy_choosers import choosing_arch
 from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
@@ -26,6 +27,8 @@ FORMS: dict[str, Arch] = {
     "qk-norm without bias": dataclasses.replace(ARCH, qk_norm=True, qkv_bias=False),
     "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
     "gated": dataclasses.replace(ARCH, gated=True),
+    "choosing": choosing_arch(inputs=9),
+    "choosing, gated": choosing_arch(dataclasses.replace(ARCH, gated=True), inputs=9),
     "Swin": SWIN,
     "DINOv3": toy_dino().arch,
     "CCT": CCT_ARCH,
@@ -45,6 +48,8 @@ PLANS: dict[str, tuple[Counts, bool]] = {
 
 
 def _plan_for(arch: Arch) -> str:
+    if any(block.per_image for block in arch.blocks):
+        return "QK"
     if arch.blocks[0].window is not None:
         return "dims of four blocks"
     if arch.rotary:

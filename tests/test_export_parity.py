@@ -13,7 +13,7 @@ from test_export_onnx import ARCH, MERGED, exported, make, noise
 from edgevit.errors import ExportError, ParityError
 from edgevit.export.links import cut_after, onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Batch, Limits, Link, check_parity, limits_for, merging_blocks, parity
+from edgevit.export.parity import Batch, Limits, Link, check_parity, choosing_blocks, limits_for, parity
 from edgevit.models.load import ModelSource, load_model
 from edgevit.plan import Choice
 
@@ -130,8 +130,8 @@ def test_limits_allow_outliers_only_where_tokens_are_merged() -> None:
 def test_first_block_is_where_a_reduced_input_shows() -> None:
     fewer = replace(ARCH.blocks[0], tokens_in=11, queries=11, tokens_out=11)
     arch = replace(ARCH, blocks=(fewer, fewer), choice=Choice("drop"))
-    assert merging_blocks(arch) == ("blocks.0",)
-    assert merging_blocks(MERGED) == ("blocks.0", "blocks.1")
+    assert choosing_blocks(arch) == ("blocks.0",)
+    assert choosing_blocks(MERGED) == ("blocks.0", "blocks.1")
     assert limits_for(arch, 1e-4).outliers > 0
 
 

@@ -36,12 +36,18 @@ def test_recipe_with_several_tables_keeps_their_order(tmp_path: Path) -> None:
 def test_recipe_folds_means_only_for_token_channels(tmp_path: Path) -> None:
     assert not load(tmp_path, COUPLED + "qk_dim = 8").fold_means
     assert load(tmp_path, IMAGES + CHANNELS + "hidden = 300").fold_means
+    per_image = CHANNELS + 'hidden = 300\nselection = "per-image"'
+    assert load(tmp_path, IMAGES + per_image).fold_means
+    assert not load(tmp_path, per_image).fold_means
 
 
 def test_methods_that_measure_need_images() -> None:
     coupled = CoupledDims(method="coupled-dims", qk_dim=8)
     assert not need_images([coupled])
     assert need_images([coupled, TokenChannels(method="token-channels", hidden=9)])
+    per_image = TokenChannels(method="token-channels", hidden=9, selection="per-image")
+    assert not need_images([per_image])
+    assert need_images([per_image.model_copy(update={"inputs_drop": 0.5})])
     assert not need_images([PatchSimilarity(method="patch-similarity", tokens_drop=0.1)])
     assert need_images([PatchSimilarity(method="patch-similarity", threshold=0.1)])
 
@@ -54,7 +60,7 @@ def test_methods_are_known_by_the_name_that_a_recipe_says() -> None:
 def test_method_decides_by_options_that_it_has(name: str) -> None:
     assert METHODS[name].decides
     assert METHODS[name].decides.keys() <= METHODS[name].model_fields.keys()
-    assert set(METHODS[name].decides.values()) <= METHODS[name].model_fields.keys()
+    assert set(METHODS[name].decides.values()) - {"mlp_inputs"} <= METHODS[name].model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_method_decides_by_options_that_it_has(name: str) -> None:
         ),
         (
             IMAGES + CHANNELS,
-            'prune.method: "token-channels" is not told how much to cut (hidden, hidden_drop)',
+            'prune.method: "token-channels" is not told how much to cut (hidden, hidden_drop, inputs_drop)',
         ),
         (COUPLED + "qk_drop = 1.0", "prune.qk_drop: expected a number < 1.0 or a list, got 1.0"),
         (COUPLED + "qk_drop = -0.1", "prune.qk_drop: expected a number >= 0.0 or a list, got -0.1"),
@@ -96,6 +102,18 @@ def test_method_decides_by_options_that_it_has(name: str) -> None:
         (
             CHANNELS + "hidden = 8",
             'calibration: missing; prune.method = "token-channels" looks at unlabelled images',
+        ),
+        (
+            IMAGES + CHANNELS + 'inputs_drop = 0.3\nselection = "per-image"',
+            'prune.selection: "per-image" is of hidden neurons, and all remain.',
+        ),
+        (
+            CHANNELS + 'hidden = 8\ninputs_drop = 0.3\nselection = "per-image"',
+            'calibration: missing; prune.method = "token-channels" looks at unlabelled images',
+        ),
+        (
+            IMAGES + (2 * (CHANNELS + "inputs_drop = 0.3\n")).replace("[prune]", "[[prune]]"),
+            "prune[1].inputs_drop: prune[0].inputs_drop decides this. Keep one of the two.",
         ),
         (
             PATCHES,

@@ -5,13 +5,14 @@ import json
 
 import pytest
 from toy_ccts import CCT_ARCH
+from toy_choosers import choosing_arch
 from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, DIMS, toy_arch
 
 from edgevit.errors import WeightsError
 from edgevit.models.arch import arch_from_json, arch_to_json
-from edgevit.plan import Choice
+from edgevit.plan import Choice, PerImage
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,8 @@ from edgevit.plan import Choice
         SWIN,
         CCT_ARCH,
         toy_dino().arch,
+        choosing_arch(inputs=9),
+        choosing_arch(how=PerImage(3, "magnitude")),
         toy_arch("class+distillation", 2),
         dataclasses.replace(toy_arch("mean"), norm="none"),
         dataclasses.replace(

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from toy_choosers import chooser
 from toy_vits import fill, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import RecipeError, UnsupportedModelError, WeightsError
@@ -73,6 +74,15 @@ def test_saved_model_keeps_labels_and_preprocessing(saved: Path) -> None:
     assert loaded.preprocess == PREPROCESS
     assert loaded.labels == ("a", "b", "c", "d", "é")
     assert not loaded.random_weights
+
+
+def test_saved_model_whose_images_choose_gives_equal_outputs(tmp_path: Path) -> None:
+    model = chooser()
+    save_model(LoadedModel(model, PREPROCESS, None, True), tmp_path)
+    loaded = load_saved(tmp_path).model
+    assert loaded.arch == model.arch
+    images = noise_images(3)
+    assert torch.equal(loaded(images), model(images))
 
 
 def test_saved_model_is_two_files_without_pickle(saved: Path) -> None:

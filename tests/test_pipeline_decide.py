@@ -11,7 +11,7 @@ from toy_build import write_toy
 
 from edgevit.errors import ImagesError, MeasurementError, PlanError
 from edgevit.pipeline import build
-from edgevit.plan import Choice, plan_from_json
+from edgevit.plan import Choice, PerImage, plan_from_json
 from edgevit.recipe import load_recipe
 from edgevit.report.model import Report
 
@@ -92,3 +92,31 @@ def test_build_lets_fewer_patches_enter_by_a_threshold(tmp_path: Path) -> None:
     assert [block.tokens for block in plan.blocks] == [plan.input.tokens] * 2
     assert [block.tokens for block in report.plan.blocks] == [plan.input.tokens] * 2
     assert report.calibration is not None
+
+
+PER_IMAGE = '[[prune]]\nmethod = "token-channels"\nselection = "per-image"\nhidden = [192, 64]\n'
+
+
+def test_build_lets_images_choose_neurons(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan=PER_IMAGE + "inputs_drop = [0.0, 0.25]\n", runtime="openvino")
+    report = run(recipe, tmp_path / "out")
+    plan = plan_from_json(json.loads((tmp_path / "out" / "plan.json").read_text()))
+    assert [block.per_image for block in plan.blocks] == [None, PerImage(64)]
+    assert [(b.hidden, b.hidden_used, b.mlp_inputs) for b in report.plan.blocks] == [
+        (192, None, None),
+        (192, 64, 36),
+    ]
+    assert report.recover == "closed-form"
+    dense, slim = report.blocks[1].dense, report.blocks[1].slim
+    # The last block computes the class token alone; its keys and values are of all 17.
+    assert dense.macs - slim.macs > 48 * 192 * 2 * 16
+    assert slim.params == dense.params - 12 * 192
+
+
+def test_build_whose_images_choose_needs_no_calibration(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan=PER_IMAGE + NONE)
+    text = recipe.read_text()
+    recipe.write_text(text[: text.index("[calibration]")] + text[text.index("[evaluation]") :])
+    report = run(recipe, tmp_path / "out")
+    assert report.calibration is None
+    assert report.plan.blocks[1].hidden_used == 64

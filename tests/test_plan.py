@@ -5,10 +5,11 @@ import json
 import re
 
 import pytest
+from toy_choosers import choosing_arch
 from toy_vits import ARCH, toy_arch
 
 from edgevit.errors import PlanError
-from edgevit.models.anatomy import read_anatomy
+from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.plan import (
     Anatomy,
     BlockAnatomy,
@@ -16,6 +17,7 @@ from edgevit.plan import (
     Counts,
     Kept,
     Kind,
+    PerImage,
     Plan,
     check_multiples,
     keep_all,
@@ -198,3 +200,34 @@ def test_one_block_is_named_by_its_number() -> None:
     anatomy = Anatomy((block,), 24, 1, 1, {})
     with pytest.raises(PlanError, match=r"plan.heads: blocks.0 has 3"):
         plan_from_counts(anatomy, Counts(heads=4))
+
+
+def test_plan_whose_images_choose_survives_json() -> None:
+    plan = keep_all(ANATOMY)
+    chosen = dataclasses.replace(
+        plan.blocks[1], per_image=PerImage(8, class_weight=2.0), mlp_inputs=3, kept=Kept(inputs=(0, 4, 9))
+    )
+    plan = dataclasses.replace(plan, blocks=(plan.blocks[0], chosen, plan.blocks[2]))
+    assert plan_from_json(json.loads(plan_text(plan))) == plan
+    whole, own, _ = plan_to_json(plan)["blocks"]
+    assert own["per_image"] == {"used": 8, "score": "contribution", "class_weight": 2.0}
+    assert own["mlp_inputs"] == 3
+    assert not {"per_image", "mlp_inputs"} & whole.keys()
+
+
+def test_plan_of_a_model_whose_images_choose_keeps_that() -> None:
+    arch = choosing_arch(inputs=9)
+    plan = plan_from_counts(read_anatomy(arch), Counts(qk_dim=4))
+    assert [(block.per_image, block.mlp_inputs) for block in plan.blocks] == [
+        (block.per_image, block.mlp_inputs) for block in arch.blocks
+    ]
+    assert slim_arch(arch, keep_all(read_anatomy(arch))) == arch
+
+
+def test_neurons_that_images_use_are_to_be_multiples_too() -> None:
+    dense = keep_all(ANATOMY)
+    first, *others = dense.blocks
+    plan = dataclasses.replace(dense, blocks=(dataclasses.replace(first, per_image=PerImage(12)), *others))
+    check_multiples(plan, dense, {"hidden": 4}, "t", ["hidden"])
+    with pytest.raises(PlanError, match=r"^prune: hidden: blocks\.0 keeps 12 of 40, not a multiple of 8"):
+        check_multiples(plan, dense, {"hidden": 8}, "t", ["hidden"])

@@ -213,3 +213,11 @@ def test_html_says_what_was_trained(one: str) -> None:
     tuned = _Page(render_html([report().model_copy(update={"tune": facts})])).text
     assert "6 epochs over 750 unlabelled images, 231 s; the loss went from 0.500 to 0.250." in tuned
     assert "trained" not in _Page(one).text
+
+
+def test_html_says_which_neurons_images_choose() -> None:
+    made = report()
+    slim = made.blocks[0].slim.model_copy(update={"hidden": 768, "hidden_used": 154, "mlp_inputs": 96})
+    first = made.blocks[0].model_copy(update={"slim": slim})
+    page = _Page(render_html([made.model_copy(update={"blocks": (first, *made.blocks[1:])})]))
+    assert "768 (154 used, 96 inputs)" in page.text

@@ -10,13 +10,15 @@ from toy_vits import fewer_tokens, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images, load_image_set, open_images
-from edgevit.models.observe import live_neurons
-from edgevit.plan import Choice, Counts
+from edgevit.methods import TokenChannels
+from edgevit.models.observe import live_mlps
+from edgevit.plan import Choice, Counts, PerImage
 from edgevit.preprocess import Preprocess
 from edgevit.progress import silent
+from edgevit.prune.token_channels import token_channels
 from edgevit.slim import SlimOptions, slim_model
 from edgevit.slim.recover import slim_closed_form
-from edgevit.slim.select import slim_by_selection
+from edgevit.slim.select import MlpMeans, slim_by_selection
 
 NONE = SlimOptions("none")
 CLOSED = SlimOptions("closed-form")
@@ -68,7 +70,10 @@ def test_plain_cutting_folds_the_means_of_cut_neurons_when_asked(tmp_path: Path)
     plan = toy_plan(dense, Counts(hidden=10))
     folds = SlimOptions("none", fold_means=True)
     (batch,) = (torch.from_numpy(batch) for batch in images.batches(40))
-    mean = [neurons.double().mean(dim=(0, 1)) for neurons in live_neurons(dense, batch)]
+    mean = [
+        MlpMeans(live.neurons.double().mean(dim=(0, 1)), live.inputs.double().mean(dim=(0, 1)))
+        for live in live_mlps(dense, batch)
+    ]
     slim, expected = slim_model(dense, plan, folds, images, silent), slim_by_selection(dense, plan, mean)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(slim.state_dict()[name], value)
@@ -136,3 +141,38 @@ def test_slimming_leaves_the_weights_of_the_dense_model(tmp_path: Path) -> None:
     plan = toy_plan(dense, Counts(hidden=20, vo_dim=4, tokens=[12, 12, 10]))
     slim_model(dense, plan, CLOSED, _images(tmp_path, 8), silent)
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+CHOICE = TokenChannels(method="token-channels", hidden_drop=0.75, selection="per-image", keep_first=False)
+
+
+def test_neurons_that_are_cut_where_images_choose_are_refused() -> None:
+    dense = toy_model()
+    plan = toy_plan(dense, Counts(hidden=20))
+    blocks = tuple(dataclasses.replace(block, per_image=PerImage(10)) for block in plan.blocks)
+    with pytest.raises(PlanError, match=r"plan\.hidden: blocks\.0: expected all 40 neurons where each image"):
+        slim_model(dense, dataclasses.replace(plan, blocks=blocks), NONE, None, silent)
+
+
+def test_plain_cutting_folds_the_means_of_neurons_that_an_image_does_not_use(tmp_path: Path) -> None:
+    dense, images = toy_model(), _images(tmp_path, 40)
+    plan = token_channels(dense, toy_plan(dense, Counts()), CHOICE, iter(()), lambda seen: None)
+    folded = slim_model(dense, plan, SlimOptions("none", fold_means=True), images, silent)
+    plain = slim_model(dense, plan, NONE, None, silent)
+    (batch,) = (torch.from_numpy(one) for one in images.batches(40))
+    for live in live_mlps(dense, batch):
+        full, cut, kept = (model.blocks[live.block].mlp for model in (dense, plain, folded))
+        expected = full.out(live.neurons).mean(dim=(0, 1))
+        torch.testing.assert_close(kept.out(live.neurons).mean(dim=(0, 1)), expected, rtol=1e-4, atol=1e-4)
+        assert (cut.out(live.neurons).mean(dim=(0, 1)) - expected).abs().max() > 1e-2
+
+
+def test_closed_form_takes_what_a_method_chose_per_image(tmp_path: Path) -> None:
+    dense, images = toy_model(), _images(tmp_path, 40)
+    plan = token_channels(dense, toy_plan(dense, Counts()), CHOICE, iter(()), lambda seen: None)
+    slim = slim_model(dense, plan, CLOSED, images, silent)
+    assert [block.per_image for block in slim.arch.blocks] == [PerImage(10)] * 3
+    for full, cut in zip(dense.blocks, slim.blocks, strict=True):
+        assert cut.mlp.choice is not None
+        torch.testing.assert_close(cut.mlp.choice.worth, full.mlp.fc2.weight.norm(dim=0))
+        assert not torch.allclose(cut.mlp.fc2.weight, full.mlp.fc2.weight, atol=1e-2)

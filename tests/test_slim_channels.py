@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from toy_choosers import chooser, choosing_arch
 from toy_streams import MODELS, narrow_toy, some_channels, with_zero_channels
 from toy_vits import few_cause_images, fewer_tokens, noise_images, toy_model, toy_plan
 
@@ -133,3 +134,16 @@ def test_narrow_norm_is_steady_for_streams_far_from_zero() -> None:
     kept = (tuple(range(24)),)
     image = few_cause_images(3)
     torch.testing.assert_close(cut_channels(dense, kept)(image), dense(image), rtol=1e-3, atol=1e-3)
+
+
+def test_cut_channels_under_neurons_that_images_choose_is_exact() -> None:
+    dense = chooser(choosing_arch())
+    kept = some_channels(dense)
+    assert_equal_outputs(cut_channels(dense, kept), with_zero_channels(dense, kept))
+
+
+def test_channels_under_an_mlp_that_reads_some_only_are_refused() -> None:
+    dense = chooser(choosing_arch(inputs=9))
+    plan = dataclasses.replace(toy_plan(dense, Counts()), channels=some_channels(dense))
+    with pytest.raises(PlanError, match=r"plan\.channels: blocks\.1: its MLP reads 9 channels of the stream"):
+        slim_model(dense, plan, SlimOptions("none"), None, silent)

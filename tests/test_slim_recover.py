@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from toy_ccts import CCT_ARCH
+from toy_choosers import chooser
 from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
@@ -17,7 +18,7 @@ from edgevit.models.anatomy import slim_arch
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import Reduction, Step, find_reduction, match_tokens, reduce_tokens
-from edgevit.plan import Choice, Counts, Plan
+from edgevit.plan import Choice, Counts, PerImage, Plan
 from edgevit.progress import silent
 from edgevit.slim.fit_attention import fit_attention
 from edgevit.slim.fit_mlp import fit_mlp
@@ -232,6 +233,58 @@ def test_closed_form_leaves_the_dense_model_as_it_is() -> None:
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     _fit(dense, PLANS["all"])
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+def _narrowed(dense: SlimViT, used: int | None, inputs: int | None) -> Plan:
+    """Return the plan whose images choose `used` neurons, and whose MLPs read `inputs` channels."""
+    plan = toy_plan(dense, Counts())
+    how = None if used is None else PerImage(used)
+    blocks = (dataclasses.replace(block, per_image=how, mlp_inputs=inputs) for block in plan.blocks)
+    return dataclasses.replace(plan, blocks=tuple(blocks))
+
+
+NARROW = {"per image": (10, None), "inputs": (None, 12), "both": (14, 16)}
+
+
+NARROW_FITS = [(form, case, "default") for form in ("plain", "mean", "gated", "CCT") for case in NARROW]
+NARROW_FITS += [("plain", "both", options) for options in OPTIONS if options != "default"]
+
+
+@pytest.mark.parametrize(("form", "case", "options"), NARROW_FITS)
+def test_closed_form_of_a_narrowed_mlp_beats_selection(form: str, case: str, options: str) -> None:
+    """Many images: of one, the class token alone counts in the last block."""
+    dense = toy_model(FORMS[form])
+    plan = _narrowed(dense, *NARROW[case])
+    images = few_cause_images(400, dense.arch)
+    slim = slim_closed_form(dense, plan, _batches(images), OPTIONS[options], silent)
+    selected = slim_by_selection(dense, plan)
+    assert slim.arch == selected.arch
+    assert _error(slim, dense) < 0.9 * _error(selected, dense)
+
+
+def test_closed_form_of_a_model_whose_images_choose_keeps_what_is_not_cut() -> None:
+    dense = chooser()
+    slim = _fit(dense, Counts())
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(slim.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    slim = _fit(dense, Counts(vo_dim=[8, 4, 8]))
+    assert torch.equal(slim.blocks[2].mlp.inputs, dense.blocks[2].mlp.inputs)
+    assert torch.equal(slim.blocks[2].mlp.choice.worth, dense.blocks[2].mlp.choice.worth)
+    selected = slim_by_selection(dense, toy_plan(dense, Counts(vo_dim=[8, 4, 8])))
+    assert _error(slim, dense) < _error(selected, dense)
+
+
+def test_inputs_that_nothing_reads_go_for_free() -> None:
+    dense = toy_model()
+    for block in dense.blocks:
+        block.mlp.fc1.weight[:, 12:] = 0
+        block.mlp.fc1.weight[:] = block.mlp.fc1.weight[
+            :, torch.randperm(24, generator=torch.Generator().manual_seed(1))
+        ]
+    plan = _narrowed(dense, None, 12)
+    images = few_cause_images(48, dense.arch)
+    assert _error(slim_closed_form(dense, plan, _batches(images), ClosedForm(), silent), dense) < 1e-5
+    assert _error(slim_by_selection(dense, plan), dense) < 1e-5
 
 
 def test_slimming_tells_how_far_it_is() -> None:

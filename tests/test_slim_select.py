@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from toy_ccts import toy_slim_cct
+from toy_choosers import chooser, choosing_arch
 from toy_dinos import toy_dino
 from toy_swins import toy_swin
 from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
@@ -13,7 +14,7 @@ from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
-from edgevit.plan import BlockPlan, Counts, Kept, Plan
+from edgevit.plan import BlockPlan, Counts, Kept, PerImage, Plan
 from edgevit.slim.select import slim_by_selection
 
 FORMS = {
@@ -248,3 +249,47 @@ def test_selection_works_on_a_model_that_was_slimmed_before() -> None:
     assert [(block.hidden, block.heads) for block in arch.blocks] == [(20, 3), (10, 3), (20, 2)]
     direct = slim_by_selection(dense, toy_plan(dense, Counts(hidden=[20, 10, 20], heads=[3, 3, 2])))
     assert_equal_outputs(twice, direct)
+
+
+@pytest.mark.parametrize("form", ["plain", "gated", "Swin", "DINOv3"])
+def test_cutting_inputs_is_the_model_whose_mlp_inputs_are_masked(form: str) -> None:
+    """The norm sees every channel and the stream keeps them, so that the mask stands behind the norm."""
+    dense = {"plain": toy_model, "gated": lambda: toy_model(GATED), "Swin": toy_swin, "DINOv3": toy_dino}[
+        form
+    ]()
+    generator = torch.Generator().manual_seed(0)
+    plan = toy_plan(dense, Counts())
+    blocks = []
+    for full, block in zip(dense.blocks, plan.blocks, strict=True):
+        kept = torch.randperm(full.dims.embed, generator=generator)[: full.dims.embed // 2].sort().values
+        inputs = Kept(inputs=tuple(kept.tolist()))
+        blocks.append(dataclasses.replace(block, mlp_inputs=len(kept), kept=inputs))
+    slim = slim_by_selection(dense, dataclasses.replace(plan, blocks=tuple(blocks)))
+    assert slim.blocks[0].mlp.fc1.in_features == dense.blocks[0].dims.embed // 2
+    for full, block in zip(dense.blocks, blocks, strict=True):
+        gone = torch.ones(full.dims.embed, dtype=torch.bool)
+        gone[list(block.kept.inputs)] = False
+        full.mlp.fc1.weight[:, gone] = 0
+        if full.mlp.gate is not None:
+            full.mlp.gate.weight[:, gone] = 0
+    assert_equal_outputs(slim, dense)
+
+
+def test_cutting_inputs_again_counts_from_those_that_are_read() -> None:
+    dense = chooser(choosing_arch(inputs=9))
+    plan = toy_plan(dense, Counts())
+    last = dataclasses.replace(plan.blocks[2], mlp_inputs=4, kept=Kept(inputs=(0, 3, 4, 8)))
+    slim = slim_by_selection(dense, dataclasses.replace(plan, blocks=(*plan.blocks[:2], last)))
+    read = dense.blocks[2].mlp.inputs
+    assert slim.blocks[2].mlp.inputs.tolist() == read[[0, 3, 4, 8]].tolist()
+    dense.blocks[2].mlp.fc1.weight[:, [1, 2, 5, 6, 7]] = 0
+    assert_equal_outputs(slim, dense)
+
+
+def test_using_all_but_neurons_that_add_nothing_leaves_the_output_equal() -> None:
+    dense = toy_model()
+    for block in dense.blocks:
+        block.mlp.fc2.weight[:, ::2] = 0
+    plan = toy_plan(dense, Counts())
+    blocks = tuple(dataclasses.replace(block, per_image=PerImage(20)) for block in plan.blocks)
+    assert_equal_outputs(slim_by_selection(dense, dataclasses.replace(plan, blocks=blocks)), dense)

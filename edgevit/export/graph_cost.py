@@ -19,8 +19,8 @@ from edgevit.models.arch import Arch
 Shape = tuple[int, ...]
 
 _ELEMENTWISE = {
-    "Add", "Clip", "Div", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Log", "Max", "Min", "Mul", "Neg",
-    "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh",
+    "Abs", "Add", "Clip", "Div", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Log", "Max", "Min", "Mul",
+    "Neg", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh",
 }  # fmt: skip
 _SOFTMAX = {"Softmax", "LogSoftmax"}
 

@@ -1,10 +1,10 @@
 """Compare two links of the chain of custody on the same images, and name the first block where they part.
 
 Two runtimes never round alike, so outputs are compared within a tolerance. In a model that merges or drops
-tokens a rounding can also turn a choice: two that are nearly equally similar swap places, and one image's
-output jumps by far more than rounding. That is no fault of either link, so such models, and no
-others, may exceed the tolerance on a stated share of the images; and where both links can show their blocks,
-each of these images must begin to differ in a block that merges, else it is a fault after all.
+tokens, or whose images choose neurons, a rounding can also turn a choice: two that are nearly equal swap
+places, and one image's output jumps by far more than rounding. That is no fault of either link, so such
+models, and no others, may exceed the tolerance on a stated share of the images; and where both links can show
+their blocks, each of these images must begin to differ in a block that chooses, else it is a fault after all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Runner = Callable[[Batch], Batch]
 
 TORCH_TO_ONNX = 1e-4
 ONNX_TO_ARTEFACT = 1e-3
-MERGED_OUTLIERS = 0.02
+CHOSEN_OUTLIERS = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Limits:
     relative: float
     """Largest difference of any logit, as a share of the largest logit where that is above 1."""
     outliers: float = 0.0
-    """Share of images that may exceed it, 0..1; above 0 only for models that merge tokens."""
+    """Share of images that may exceed it, 0..1; above 0 only for models that choose tokens or neurons."""
     explained: bool = True
-    """Whether each of them must begin to differ in a block that merges. That cannot be told where rounding
+    """Whether each of them must begin to differ in a block that chooses. That cannot be told where rounding
     itself is as coarse as a changed choice."""
 
 
@@ -63,7 +63,7 @@ class Parity:
     mean_abs: float
     top1_agreement: float
     outliers: int
-    """Images with a logit beyond the tolerance; always 0 for models that merge no tokens, once checked."""
+    """Images with a logit beyond the tolerance; always 0 for models that choose nothing, once checked."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ class _Pair:
 
 
 def limits_for(arch: Arch, relative: float) -> Limits:
-    """Return the limits for a model: a share of images may exceed them only where tokens are merged."""
-    return Limits(relative, MERGED_OUTLIERS if merging_blocks(arch) else 0.0)
+    """Return the limits for a model: a share of images may exceed them only where something is chosen."""
+    return Limits(relative, CHOSEN_OUTLIERS if choosing_blocks(arch) else 0.0)
 
 
-def merging_blocks(arch: Arch) -> tuple[str, ...]:
-    """Return the names of the blocks that merge or drop tokens, the first one where its input does."""
+def choosing_blocks(arch: Arch) -> tuple[str, ...]:
+    """Return the names of the blocks where images choose tokens (before the first: its own) or neurons."""
     return tuple(
         f"blocks.{index}"
         for index, block in enumerate(arch.blocks)
-        if block.merged or (index == 0 and arch.merged)
+        if block.merged or block.per_image or (index == 0 and arch.merged)
     )
 
 
@@ -124,7 +124,7 @@ def check_parity(
         raise ParityError(_message((reference, candidate), found, limits, block))
     for outlier in outliers if limits.explained else []:
         block = first_diverging(reference, candidate, outlier, limits, arch)
-        if block is not None and block not in merging_blocks(arch):
+        if block is not None and block not in choosing_blocks(arch):
             raise ParityError(_message((reference, candidate), found, limits, block))
     return found
 
@@ -188,7 +188,7 @@ def _message(links: tuple[Link, Link], found: Parity, limits: Limits, block: str
     where = f"{block} is the first that differs" if block else "the outputs differ"
     share = (
         f" on all but {limits.outliers:.0%} of the images"
-        + (", all of them by a choice of merges" if limits.explained else "")
+        + (", all of them by a choice of tokens or neurons" if limits.explained else "")
         if limits.outliers
         else ""
     )

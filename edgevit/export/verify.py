@@ -78,9 +78,9 @@ def _block_dims(arch: Arch, block: BlockDims) -> Iterator[tuple[str, Dims]]:
     if arch.qk_norm:
         yield from (_norm("attn.q_norm", block.qk_dim) | _norm("attn.k_norm", block.qk_dim)).items()
     yield from {"attn.proj.weight": (vo, embed), "attn.proj.bias": (embed,)}.items()
-    yield from {"mlp.fc1.weight": (embed, block.hidden), "mlp.fc1.bias": (block.hidden,)}.items()
-    if arch.gated:
-        yield from {"mlp.gate.weight": (embed, block.hidden), "mlp.gate.bias": (block.hidden,)}.items()
+    for layer in ("fc1", "gate") if arch.gated else ("fc1",):
+        yield f"mlp.{layer}.weight", (block.mlp_width, block.hidden)
+        yield f"mlp.{layer}.bias", (block.hidden,)
     yield from {"mlp.fc2.weight": (block.hidden, embed), "mlp.fc2.bias": (embed,)}.items()
 
 
@@ -128,7 +128,8 @@ def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
     """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one.
 
     Rotary angles are fixed numbers too, one for each token and QK dim. So are the weights of a norm that
-    stands in single operators because channels of its stream were cut.
+    stands in single operators because channels of its stream were cut. What neurons are worth is one for each
+    of them, and ranks where nothing but a TopK reads the product.
     """
     norms = {name for name in promised_dims(arch) if name.endswith(("norm_pre.weight", "norm2.weight"))}
     counts = {count for block in arch.blocks for count in (block.tokens_in, block.queries)}
@@ -138,7 +139,13 @@ def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
         if node.op_type == "Constant":
             tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
             fixed[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
+    readers: dict[str, set[str]] = {}
     for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    for node in graph.node:
+        if readers.get(node.output[0]) == {"TopK"}:
+            continue
         factors = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
         masks = [name for name in factors if fixed[name] not in angles and name not in norms]
         if node.op_type in ("Mul", "Where") and masks:

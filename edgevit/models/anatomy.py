@@ -34,7 +34,7 @@ def read_anatomy(arch: Arch) -> Anatomy:
     # Tokens that an earlier slimming dropped as dead can come back: they were not merged into others.
     tokens = [b.tokens_out if b.queries == b.tokens_in else b.tokens_in for b in arch.blocks]
     blocks = tuple(
-        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count, b.choice)
+        BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count, b.choice, b.per_image, b.mlp_inputs)
         for b, count in zip(arch.blocks, tokens, strict=True)
     )
     return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
@@ -61,6 +61,8 @@ def slim_arch(arch: Arch, plan: Plan) -> Arch:
             tokens_out=left,
             queries=queries,
             choice=block.choice,
+            per_image=block.per_image,
+            mlp_inputs=block.mlp_inputs,
         )
         blocks.append(dims)
         tokens = left

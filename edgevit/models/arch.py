@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgevit.errors import WeightsError
-from edgevit.plan import Choice, choice_from_json
+from edgevit.plan import Choice, PerImage, choice_from_json, per_image_from_json
 
 ARCH_SCHEMA = 2
 
@@ -109,6 +109,18 @@ class BlockDims:
     """Width by which norms divide where channels of the stream were cut (`narrow.py`); None: none were."""
     downsampled_full: int | None = None
     """The same in front of the block where tokens are merged first."""
+    per_image: PerImage | None = None  # which of the `hidden` neurons fc2 reads; None: all
+    mlp_inputs: int | None = None  # channels of the stream that the MLP reads; None: all `embed`
+
+    @property
+    def hidden_used(self) -> int:
+        """Return the number of hidden neurons that fc2 reads for each image."""
+        return self.hidden if self.per_image is None else self.per_image.used
+
+    @property
+    def mlp_width(self) -> int:
+        """Return the number of channels that the MLP reads."""
+        return self.embed if self.mlp_inputs is None else self.mlp_inputs
 
     @property
     def attended(self) -> int:
@@ -217,7 +229,8 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
 
 def _block_from_json(data: dict[str, Any]) -> BlockDims:
     block = BlockDims(**data)
-    block = dataclasses.replace(block, choice=choice_from_json(data.get("choice")))
+    per_image = per_image_from_json(data.get("per_image"))
+    block = dataclasses.replace(block, choice=choice_from_json(data.get("choice")), per_image=per_image)
     if block.window is None:
         return block
     window = Window(**{key: (value[0], value[1]) for key, value in data["window"].items()})

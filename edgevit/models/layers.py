@@ -16,6 +16,7 @@ from torch.nn import functional
 from edgevit.models.arch import Activation, Arch, BlockDims
 from edgevit.models.downsample import Downsample
 from edgevit.models.narrow import make_norm
+from edgevit.models.neuron_choice import NeuronChoice, read_chosen
 from edgevit.models.reduction import Reduction, Step, find_reduction, reduce_tokens
 from edgevit.models.rotary import Rotary
 from edgevit.models.tokenizer import ConvTokenizer
@@ -100,27 +101,44 @@ class SlimAttention(nn.Module):
 class SlimMlp(nn.Module):
     """Two linear layers around an activation, with its own number of hidden neurons.
 
-    Where the model is gated (SwiGLU), `gate` feeds the activation and `fc1` multiplies what it gives.
+    Where the model is gated (SwiGLU), `gate` feeds the activation and `fc1` multiplies what it gives. It may
+    read some channels of the stream only, and its second layer some of the neurons, chosen by each image.
     """
 
-    def __init__(self, dims: BlockDims, arch: Arch) -> None:
+    inputs: Tensor | None  # channels of the stream that are read, int64, rising; None: all
+
+    def __init__(self, dims: BlockDims, arch: Arch, scored: int | None = None) -> None:
+        """Build it; neurons are chosen by the first `scored` tokens, or by all (None)."""
         super().__init__()
-        self.fc1 = nn.Linear(dims.embed, dims.hidden)
-        self.gate = nn.Linear(dims.embed, dims.hidden) if arch.gated else None
+        self.register_buffer("inputs", None if dims.mlp_inputs is None else torch.arange(dims.mlp_inputs))
+        self.fc1 = nn.Linear(dims.mlp_width, dims.hidden)
+        self.gate = nn.Linear(dims.mlp_width, dims.hidden) if arch.gated else None
         self.activation: Activation = arch.activation
+        self.choice = None if dims.per_image is None else NeuronChoice(dims.per_image, dims.hidden, scored)
         self.fc2 = nn.Linear(dims.hidden, dims.embed)
+
+    def read(self, y: Tensor) -> Tensor:
+        """Return the channels that are read, [B, N, D] -> [B, N, D']."""
+        return y if self.inputs is None else y.index_select(2, self.inputs)
 
     def neurons(self, y: Tensor) -> Tensor:
         """Return the activations of the hidden neurons, [B, N, D] -> [B, N, F]."""
+        y = self.read(y)
         if self.gate is None:
             return activate(self.fc1(y), self.activation)
         gated: Tensor = activate(self.gate(y), self.activation) * self.fc1(y)
         return gated
 
+    def out(self, neurons: Tensor) -> Tensor:
+        """Map the activations of the hidden neurons to what the MLP adds, [B, N, F] -> [B, N, D]."""
+        if self.choice is not None:
+            return read_chosen(neurons, self.choice(neurons), self.fc2)
+        out: Tensor = self.fc2(neurons)
+        return out
+
     def forward(self, y: Tensor) -> Tensor:
         """Map [B, N, D] to [B, N, D]."""
-        out: Tensor = self.fc2(self.neurons(y))
-        return out
+        return self.out(self.neurons(y))
 
 
 class SlimBlock(nn.Module):
@@ -130,14 +148,14 @@ class SlimBlock(nn.Module):
     a row of blocks.
     """
 
-    def __init__(self, dims: BlockDims, arch: Arch) -> None:
+    def __init__(self, dims: BlockDims, arch: Arch, *, last: bool = False) -> None:
         super().__init__()
         self.dims, self.arch = dims, arch
         self.downsample = _downsample(dims, arch)
         self.norm1 = make_norm(dims.embed, dims.full, arch.norm_eps)
         self.attn = SlimAttention(dims, arch)
         self.norm2 = make_norm(dims.embed, dims.full, arch.norm_eps, on_stream=arch.norm2_on_stream)
-        self.mlp = SlimMlp(dims, arch)
+        self.mlp = SlimMlp(dims, arch, scored=arch.read_tokens if last else None)
 
     def features(self, keys: Tensor) -> Tensor:
         """Return what patches are compared by, [B, N - P, K], from this block's keys, [B, H, N, K]."""
@@ -207,7 +225,8 @@ class SlimViT(nn.Module):
         self.norm_pre = (
             make_norm(arch.embed, first, arch.norm_eps, on_stream=True) if arch.pre_norm else nn.Identity()
         )
-        blocks = nn.ModuleList(SlimBlock(dims, arch) for dims in arch.blocks)
+        end = len(arch.blocks) - 1
+        blocks = nn.ModuleList(SlimBlock(d, arch, last=index == end) for index, d in enumerate(arch.blocks))
         self.blocks = cast(Sequence[SlimBlock], blocks)  # a ModuleList forgets what its modules are
         self.norm = make_norm(arch.features, last, arch.norm_eps) if arch.norm != "none" else nn.Identity()
         self.sequence_pool = nn.Linear(arch.features, 1, bias=False) if arch.reads == "sequence" else None

@@ -18,6 +18,7 @@ from edgevit.plan import (
     Kind,
     Plan,
     check_multiples,
+    count_of,
     keep_all,
     plan_from_counts,
     plan_from_json,
@@ -54,7 +55,7 @@ def make_plan(stages: Stages, inputs: Inputs, dense: Saved, images: Images | Non
 
 
 def _column(plan: Plan, kind: Kind) -> list[int]:
-    return [int(getattr(block, kind)) for block in plan.blocks]
+    return [count_of(block, kind) for block in plan.blocks]
 
 
 def _prune(stages: Stages, inputs: Inputs, dense: Saved, plan: Plan, images: Images | None) -> Plan:

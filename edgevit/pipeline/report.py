@@ -68,8 +68,16 @@ def make_report(
         recover=recipe.recover,
         plan=PlanFacts(
             blocks=tuple(
-                PlanBlock(heads=b.heads, qk_dim=b.qk_dim, vo_dim=b.vo_dim, hidden=b.hidden, tokens=b.tokens)
-                for b in found.plan.blocks
+                PlanBlock(
+                    heads=block.heads,
+                    qk_dim=block.qk_dim,
+                    vo_dim=block.vo_dim,
+                    hidden=block.hidden,
+                    tokens=block.tokens,
+                    hidden_used=block.per_image.used if block.per_image else None,
+                    mlp_inputs=block.mlp_inputs,
+                )
+                for block in found.plan.blocks
             ),
             dead_tokens=found.plan.dead_tokens,
             methods=tuple(options.method for options in recipe.methods),
@@ -193,6 +201,8 @@ def _sides(arch: Arch) -> list[BlockSide]:
             vo_dim=block.vo_dim,
             hidden=block.hidden,
             tokens=block.tokens_out,
+            hidden_used=block.per_image.used if block.per_image else None,
+            mlp_inputs=block.mlp_inputs,
             macs=cost.macs,
             params=cost.params,
         )

@@ -43,6 +43,26 @@ def keep_counts(anatomy: Anatomy, schedules: Sequence[Schedule]) -> list[tuple[i
     return counts
 
 
+def shared_counts(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
+    """Return how many of `dense` (one count per block) remain of what no anatomy counts, by shares.
+
+    Raises:
+        PlanError: a list of another length; begins with the option's name.
+    """
+    if schedule.drop is None:
+        return dense
+    problem = _wrong_length(schedule.drop_key, schedule.drop, len(dense))
+    if problem:
+        raise PlanError(problem)
+    return _from_drop(dense, schedule)
+
+
+def _wrong_length(key: str, given: object, blocks: int) -> str | None:
+    if not isinstance(given, tuple) or len(given) == blocks:
+        return None
+    return f"{key}: expected one number or {blocks} (one per block), got {len(given)} numbers."
+
+
 def _counts(anatomy: Anatomy, schedule: Schedule, problems: list[str]) -> tuple[int, ...]:
     dense = tuple(int(getattr(block, schedule.kind)) for block in anatomy.blocks)
     if schedule.count is None and schedule.drop is None:
@@ -52,9 +72,9 @@ def _counts(anatomy: Anatomy, schedule: Schedule, problems: list[str]) -> tuple[
     if schedule.kind in anatomy.refused:
         problems.append(f"{key}: {anatomy.refused[schedule.kind]}")
         return dense
-    if isinstance(given, tuple) and len(given) != len(dense):
-        expected = f"one number or {len(dense)} (one per block)"
-        problems.append(f"{key}: expected {expected}, got {len(given)} numbers.")
+    wrong = _wrong_length(key, given, len(dense))
+    if wrong:
+        problems.append(wrong)
         return dense
     counts = _from_drop(dense, schedule) if schedule.count is None else _from_count(dense, schedule)
     problems += [

@@ -79,8 +79,8 @@ def blocks_chart(report: Report) -> Spec:
             "block": index,
             "side": side,
             "mega": cost.macs / 1e6,
-            "dims": f"{cost.heads} heads, qk {cost.qk_dim}, vo {cost.vo_dim}, hidden {cost.hidden}, "
-            f"{cost.tokens} tokens out",
+            "dims": f"{cost.heads} heads, qk {cost.qk_dim}, vo {cost.vo_dim}, hidden "
+            f"{phrases.hidden(cost.hidden, cost.hidden_used, cost.mlp_inputs)}, {cost.tokens} tokens out",
         }
         for index, block in enumerate(report.blocks)
         for side, cost in (("dense", block.dense), ("slim", block.slim))

@@ -57,6 +57,10 @@ class PlanBlock(Part):
     hidden: Count
     tokens: Count
     """Tokens that leave the block."""
+    hidden_used: Count | None = None
+    """Hidden neurons that fc2 reads for each image, which chooses them; None: all."""
+    mlp_inputs: Count | None = None
+    """Channels of the residual stream that fc1 reads; None: all."""
 
 
 class PlanFacts(Part):

@@ -25,6 +25,12 @@ def size(value_bytes: int) -> str:
     return f"{value_bytes} B"
 
 
+def hidden(neurons: int, used: int | None, inputs: int | None) -> str:
+    """Write hidden neurons, with those that each image uses and the channels they read: "768 (154 used)"."""
+    notes = [f"{count} {word}" for count, word in ((used, "used"), (inputs, "inputs")) if count is not None]
+    return f"{neurons} ({', '.join(notes)})" if notes else str(neurons)
+
+
 def share(value: float | None) -> str:
     """Write a fraction as percent with one decimal; "-" for None."""
     return NONE if value is None else f"{100 * value:.1f}%"

@@ -13,12 +13,13 @@ from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
-from edgevit.models.observe import mean_of_neurons
+from edgevit.models.neuron_choice import NeuronChoice
+from edgevit.models.observe import LiveMlp, mean_of_mlps
 from edgevit.plan import Plan, Recover, keep_all
 from edgevit.progress import Progress
 from edgevit.slim.channels import cut_channels
 from edgevit.slim.recover import slim_closed_form
-from edgevit.slim.select import slim_by_selection
+from edgevit.slim.select import MlpMeans, slim_by_selection
 from edgevit.slim.site import ClosedForm
 from edgevit.slim.stream import BATCH
 
@@ -32,10 +33,11 @@ class SlimOptions:
     recover: Recover
     closed_form: ClosedForm = field(default_factory=ClosedForm)
     fold_means: bool = False
-    """With "none": add to fc2's bias what the cut neurons give on average, W2[:, cut] E[h_cut].
+    """With "none": add to fc2's bias what the cut neurons give on average, W2[:, cut] E[h_cut], and to fc1's
+    what the cut channels give.
 
-    E is over the calibration images and the tokens of the dense model that something reads. The closed form
-    refits that bias anyway.
+    E is over the calibration images and the tokens of the dense model that something reads. Where images
+    choose neurons, E is of those that an image does not use. The closed form refits these biases anyway.
     """
 
 
@@ -52,20 +54,23 @@ def slim_model(
         progress: called while weighing tokens and slimming.
 
     Raises:
-        PlanError: images are needed, and there are none; or the closed form of a model that merges tokens.
+        PlanError: images are needed, and there are none; or the closed form of a model that merges tokens;
+            or neurons that are cut where images choose among them; or channels where an MLP reads only some.
         ImagesError: fewer images than the ranks of the plan need.
     """
     dense = dense.eval().requires_grad_(False)
     if plan.channels is not None:
+        _refuse_channels_of_inputs(plan)
         wide = slim_model(dense, replace(plan, channels=None), options, images, progress)
         return cut_channels(wide, plan.channels)
+    _refuse_cut_choices(dense, plan)
     if _cuts_no_weights(dense, plan):
         return _select(dense, plan, None)
     match options.recover:
         case "none":
             means = None
             if options.fold_means:
-                means = _neuron_means(dense, _require(images, "folding what cut neurons add"), progress)
+                means = _mlp_means(dense, plan, _require(images, "folding what cut neurons add"), progress)
             return _select(dense, plan, means)
         case "closed-form":
             _refuse_merged(dense)
@@ -75,7 +80,7 @@ def slim_model(
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
 
 
-def _select(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None) -> SlimViT:
+def _select(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | None) -> SlimViT:
     with torch.no_grad():
         return slim_by_selection(dense, plan, means)
 
@@ -91,16 +96,44 @@ def _batches(images: Images) -> Iterator[Tensor]:
         yield torch.from_numpy(batch)
 
 
-def _neuron_means(dense: SlimViT, images: Images, progress: Progress) -> list[Tensor]:
-    """Return the mean activations of every block's neurons, float64 [F] each."""
+def _mlp_means(dense: SlimViT, plan: Plan, images: Images, progress: Progress) -> list[MlpMeans]:
+    """Return the means of what cuts may leave behind, for every block."""
+    chosen: list[NeuronChoice | None] = [None] * len(plan.blocks)
+    if any(block.per_image for block in plan.blocks):
+        chosen = [block.mlp.choice for block in _select(dense, plan, None).blocks]
 
-    def over_tokens(neurons: Tensor) -> Tensor:
-        return neurons.double().mean(dim=1)
+    def over_tokens(live: LiveMlp) -> Tensor:
+        choice, neurons = chosen[live.block], live.neurons
+        if choice is not None and dense.blocks[live.block].mlp.choice is None:
+            neurons = neurons - choice.masked(neurons)
+        return torch.cat([part.double().mean(dim=1) for part in (neurons, live.inputs)], dim=1)
 
     def report(seen: int) -> None:
         progress("averaging neurons", seen, len(images))
 
-    return mean_of_neurons(dense, _batches(images), over_tokens, report)
+    means = mean_of_mlps(dense, _batches(images), over_tokens, report)
+    widths = [(block.mlp.fc1.out_features, block.mlp.fc1.in_features) for block in dense.blocks]
+    return [MlpMeans(*mean.split(width)) for mean, width in zip(means, widths, strict=True)]
+
+
+def _refuse_channels_of_inputs(plan: Plan) -> None:
+    """Refuse to cut channels under an MLP that reads some only: the norm's mean of all has to pass it."""
+    for index, block in enumerate(plan.blocks):
+        if block.mlp_inputs is not None:
+            raise PlanError(
+                f"plan.channels: blocks.{index}: its MLP reads {block.mlp_inputs} channels of the stream, and"
+                " a stream that lacks channels needs it to read all that are left. Make one of the two cuts."
+            )
+
+
+def _refuse_cut_choices(dense: SlimViT, plan: Plan) -> None:
+    """Refuse to cut neurons among which images choose: nothing says which of them the choice would lose."""
+    for index, (full, block) in enumerate(zip(dense.arch.blocks, plan.blocks, strict=True)):
+        if block.per_image is not None and block.hidden < full.hidden:
+            raise PlanError(
+                f"plan.hidden: blocks.{index}: expected all {full.hidden} neurons where each image chooses"
+                f" {block.per_image.used} of them, got {block.hidden}. Cut them for all images, or for each."
+            )
 
 
 def _refuse_merged(dense: SlimViT) -> None:

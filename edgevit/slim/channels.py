@@ -94,8 +94,9 @@ def _block(block: SlimBlock, kept: Tensor, before: Tensor) -> _Weights:
 
 
 def _inside(name: str) -> bool:
-    """Whether a tensor of a block has no channel of the stream in it: of heads, angles and windows."""
-    return "_norm." in name or name.startswith("attn.rotary.") or name == "attn.position_bias"
+    """Whether a tensor of a block has no channel of the stream in it: of heads, angles, windows, neurons."""
+    own = name in ("attn.position_bias", "mlp.choice.worth")
+    return own or "_norm." in name or name.startswith("attn.rotary.")
 
 
 def _merging(layer: Downsample, kept: Tensor, before: Tensor) -> _Weights:

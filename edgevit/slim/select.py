@@ -8,36 +8,55 @@ Shapes: H heads, K/V dims per head, F neurons, C width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgevit.models.anatomy import slim_arch
 from edgevit.models.group_scores import neuron_norms, qk_norms, vo_norms
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
-from edgevit.slim.site import copy_shared, write_linear, write_neurons, write_position_bias
+from edgevit.slim.site import (
+    copy_shared,
+    readers,
+    write_inputs,
+    write_linear,
+    write_position_bias,
+    write_worth,
+)
 
 
-def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[Tensor] | None = None) -> SlimViT:
+class MlpMeans(NamedTuple):
+    """What one block's MLP has on average over images and tokens, float64."""
+
+    neurons: Tensor
+    """Activations, [F]; where images choose neurons, with those at 0 that an image uses."""
+    inputs: Tensor
+    """Channels that it reads, [D]."""
+
+
+def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | None = None) -> SlimViT:
     """Return the model that `plan` leaves of `dense`, with the weights that stay as they are.
 
     Args:
         dense: the model to slim.
         plan: what remains of it.
-        means: each block's mean activations of all hidden neurons, [F]; what the cut ones add to the stream
-            on average then goes into fc2's bias. Without, it is gone.
+        means: of each block; what cut neurons add to the stream on average then goes into fc2's bias, what
+            cut channels add to the neurons into fc1's. Without, it is gone.
 
     Reference: row removal R1-R4 of docs/methods.md, exact against a mask that zeroes the same rows.
     """
     slim = SlimViT(slim_arch(dense.arch, plan)).eval()
     copy_shared(dense, slim)
     unknown = [None] * len(plan.blocks)
-    for full, cut, block, mean in zip(dense.blocks, slim.blocks, plan.blocks, means or unknown, strict=True):
+    for full, cut, block, of_mlp in zip(
+        dense.blocks, slim.blocks, plan.blocks, means or unknown, strict=True
+    ):
         heads = _index(block.kept.heads, head_norms(full.attn), block.heads)
         _cut_attention(full.attn, cut.attn, heads, block)
-        _cut_mlp(full.mlp, cut.mlp, block, mean)
+        _cut_mlp(full.mlp, cut.mlp, block, of_mlp)
     return slim
 
 
@@ -84,18 +103,32 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, mean: Tensor | None) -> None:
+def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, means: MlpMeans | None) -> None:
+    inputs = _cut_inputs(full, cut, block)
     kept = _index(block.kept.hidden, neuron_norms(full), block.hidden)
-    write_neurons(full, cut, kept)
-    lost = _constants(full, kept) if mean is None else _mean_lost(full, kept, mean)
+    write_inputs(full, cut, inputs)
+    write_worth(full, cut)
+    for source, target in readers(full, cut):
+        gone = 0.0 if means is None else _mean_lost(source, inputs, means.inputs)[kept]
+        write_linear(target, source.weight[kept][:, inputs], source.bias[kept] + gone)
+    if means is None:
+        lost = _constants(full, kept)
+    else:
+        lost = _mean_lost(full.fc2, kept[:0] if block.per_image else kept, means.neurons)
     write_linear(cut.fc2, full.fc2.weight[:, kept], full.fc2.bias + lost)
 
 
-def _mean_lost(full: SlimMlp, kept: Tensor, mean: Tensor) -> Tensor:
-    """Return what the cut neurons add to a token on average, float64 [C]."""
+def _cut_inputs(full: SlimMlp, cut: SlimMlp, block: BlockPlan) -> Tensor:
+    """Return which of the channels that the full MLP reads stay, int64 [D'], rising."""
+    squares = [source.weight.square().sum(dim=0) for source, _ in readers(full, cut)]
+    return _index(block.kept.inputs, torch.stack(squares).sum(dim=0), cut.fc1.in_features)
+
+
+def _mean_lost(layer: nn.Linear, kept: Tensor, mean: Tensor) -> Tensor:
+    """Return what a layer's inputs that are not `kept` add to its outputs on average, float64 [out]."""
     rest = mean.clone()
     rest[kept] = 0
-    lost: Tensor = full.fc2.weight.double() @ rest
+    lost: Tensor = layer.weight.double() @ rest
     return lost
 
 

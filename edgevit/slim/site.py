@@ -70,11 +70,31 @@ def write_linear(target: nn.Linear, weight: Tensor, bias: Tensor | None) -> None
             target.bias.copy_(bias)
 
 
-def write_neurons(full: SlimMlp, cut: SlimMlp, kept: Tensor) -> None:
-    """Copy what the hidden neurons that stay read; value and gate of one go together."""
-    write_linear(cut.fc1, full.fc1.weight[kept], full.fc1.bias[kept])
+def write_inputs(full: SlimMlp, cut: SlimMlp, kept: Tensor) -> None:
+    """Write which channels of the stream the cut MLP reads: `kept` of those that `full` reads, rising."""
+    if cut.inputs is not None:
+        cut.inputs.copy_(kept if full.inputs is None else full.inputs[kept])
+
+
+def write_worth(full: SlimMlp, cut: SlimMlp) -> None:
+    """Write what the neurons are worth to the images that choose among them, if they do."""
+    if cut.choice is not None and cut.choice.worth is not None:
+        known = None if full.choice is None else full.choice.worth
+        cut.choice.worth.copy_(full.fc2.weight.double().norm(dim=0) if known is None else known)
+
+
+def readers(full: SlimMlp, cut: SlimMlp) -> list[tuple[nn.Linear, nn.Linear]]:
+    """Return the layers that read the stream, of both MLPs; value and gate of one go together."""
+    pairs = [(full.fc1, cut.fc1)]
     if full.gate is not None and cut.gate is not None:
-        write_linear(cut.gate, full.gate.weight[kept], full.gate.bias[kept])
+        pairs.append((full.gate, cut.gate))
+    return pairs
+
+
+def write_neurons(full: SlimMlp, cut: SlimMlp, kept: Tensor) -> None:
+    """Copy what the hidden neurons that stay read."""
+    for source, target in readers(full, cut):
+        write_linear(target, source.weight[kept], source.bias[kept])
 
 
 def write_position_bias(full: SlimAttention, cut: SlimAttention, heads: Tensor) -> None:

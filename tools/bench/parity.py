@@ -30,12 +30,12 @@ from subjects import (
 from edgevit.backends import get_backend
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.parity import (
-    MERGED_OUTLIERS,
+    CHOSEN_OUTLIERS,
     ONNX_TO_ARTEFACT,
     TORCH_TO_ONNX,
     Parity,
     Runner,
-    merging_blocks,
+    choosing_blocks,
     parity,
 )
 from edgevit.images import Images
@@ -74,7 +74,7 @@ def compare(name: str, links: tuple[Runner, Runner], images: Images, tolerance: 
 def row_of(name: str, found: Parity, tolerance: float, *, merges: bool) -> Row:
     """Return the row of one comparison; a model that merges tokens may have images beyond the tolerance."""
     differs = found.images - round(found.top1_agreement * found.images)
-    allowed = int(MERGED_OUTLIERS * found.images)
+    allowed = int(CHOSEN_OUTLIERS * found.images)
     return Row(
         name,
         {
@@ -94,7 +94,7 @@ def row_of(name: str, found: Parity, tolerance: float, *, merges: bool) -> Row:
 
 def measure(name: str, model: SlimViT, target: Target, images: Images, folder: Path) -> list[Row]:
     """Compare both neighbours of the chain for one model."""
-    merges = bool(merging_blocks(model.arch))
+    merges = bool(choosing_blocks(model.arch))
     artefact = build_artefact(model, target, folder)
     onnx = onnx_link(folder / "model.onnx", target.threads).run
     first = compare(f"{name}: torch, ONNX", (torch_link(model).run, onnx), images, TORCH_TO_ONNX)
