@@ -59,6 +59,16 @@ CASES = {
         ),
         1.5,
     ),
+    "per-image": Case(
+        "token-channels 50 % of fc2, per image",
+        (TokenChannels(method="token-channels", hidden_drop=0.5, selection="per-image", keep_first=False),),
+        None,
+    ),
+    "static": Case(
+        "token-channels 25 %",  # the same MACs as the one before
+        (TokenChannels(method="token-channels", hidden_drop=0.25, keep_first=False),),
+        None,
+    ),
     "deep": Case(
         "coupled-dims QK 16, VO 32, token-channels 256",
         (

@@ -1,10 +1,11 @@
 """Time the tool itself and take its peak memory, each part in a process of its own, on two cores.
 
-    python tools/bench/tool_cost.py [--parts quickstart build closed-form deit-base vit-h]
+    python tools/bench/tool_cost.py [--parts quickstart build closed-form deit-base vit-h mae-h]
 
 quickstart: `edgevit build quickstart`. build: `edgevit build` of recipes/deit_tiny.toml into a fresh folder.
 closed-form: the same cut with 750 images. deit-base: closed form with 256 images, export and IR of DeiT-B
-with random weights. vit-h: export_vit_h.py.
+with random weights. vit-h: export_vit_h.py. mae-h: the recipe toast-mae-huge-101.4 with random weights is
+planned, slimmed (means folded) and exported, its dims and MACs checked.
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ from subjects import (
     use_threads,
 )
 
+from edgevit.cost import model_cost
+from edgevit.export.graph_cost import check_macs
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.verify import check_dims
+from edgevit.models.anatomy import read_anatomy
 from edgevit.models.load import LoadedModel, ModelSource, load_model
-from edgevit.plan import Counts
-from edgevit.slim import SlimOptions
+from edgevit.plan import Counts, keep_all
+from edgevit.prune import run_methods
+from edgevit.recipe import load_recipe
+from edgevit.slim import SlimOptions, slim_model
 
 CORES = 2
 TINY_CUT = Cut("as in recipes/deit_tiny.toml", Counts(qk_dim=48, vo_dim=48, hidden=512))
@@ -132,6 +140,12 @@ PARTS = {
     "closed-form": Part("DeiT-T: closed form with 750 images", own_command("closed-form"), 3.0, None),
     "deit-base": Part("DeiT-B: closed form with 256 images, export, IR", own_command("deit-base"), 8.0, 8.0),
     "vit-h": Part("ViT-H/14 (632 M params): export, checks", vit_h_command, None, 20.0),
+    "mae-h": Part(
+        "ViT-MAE-H: coupled-dims 90 %, static token-channels on 8 images, slimming, export, checks",
+        own_command("mae-h"),
+        None,
+        20.0,
+    ),
 }
 
 
@@ -164,6 +178,29 @@ def run_base(options: Options) -> None:
     print(f"export and IR: {time.perf_counter() - begin:.1f} s")
 
 
+def run_mae(options: Options) -> None:
+    """Plan, slim and export a mean-pooled ViT-H as a shipped recipe says, but with random weights."""
+    recipe = load_recipe("toast-mae-base-11.0" if options.quick else "toast-mae-huge-101.4").recipe
+    begin = time.perf_counter()
+    loaded = load_model(ModelSource(recipe.model.name, options=recipe.model.options))
+    print(f"load: {time.perf_counter() - begin:.1f} s")
+    images = open_set("imagenet_train1000", loaded.preprocess, 2 if options.quick else 8)
+    begin = time.perf_counter()
+    dense = keep_all(read_anatomy(loaded.model.arch))
+    plan = run_methods(loaded.model, dense, recipe.methods, images, TOLD)
+    print(f"plan: {time.perf_counter() - begin:.1f} s")
+    begin = time.perf_counter()
+    slim = slim_model(loaded.model, plan, SlimOptions("none", fold_means=True), images, TOLD)
+    print(f"slim: {time.perf_counter() - begin:.1f} s")
+    begin, path = time.perf_counter(), options.folder / "slim.onnx"
+    export_onnx(slim, path, ExportOptions())
+    check_dims(path, slim.arch)
+    check_macs(path, slim.arch)
+    print(f"export and checks: {time.perf_counter() - begin:.1f} s")
+    costs = [model_cost(model.arch).total for model in (loaded.model, slim)]
+    print("; ".join(f"{cost.macs / 1e9:.3f} GMACs, {cost.params / 1e6:.1f} M params" for cost in costs))
+
+
 def _slim(loaded: LoadedModel, cut: Cut, count: int) -> LoadedModel:
     begin = time.perf_counter()
     images = open_set("imagenet_train1000", loaded.preprocess, count)
@@ -172,7 +209,11 @@ def _slim(loaded: LoadedModel, cut: Cut, count: int) -> LoadedModel:
     return LoadedModel(slim, loaded.preprocess, loaded.labels, loaded.random_weights)
 
 
-INSIDE: dict[str, Callable[[Options], None]] = {"closed-form": run_tiny, "deit-base": run_base}
+INSIDE: dict[str, Callable[[Options], None]] = {
+    "closed-form": run_tiny,
+    "deit-base": run_base,
+    "mae-h": run_mae,
+}
 
 
 def measure(part: Part, options: Options) -> Row:
@@ -200,7 +241,7 @@ def measure(part: Part, options: Options) -> Row:
             ),
             "CPU minutes": Figure((usage.ru_utime + usage.ru_stime) / 60, ".2f"),
             "of it, s": "; ".join(
-                re.findall(r"^((?:closed form|export)[^:]*: [\d.]+) s", log.read_text(), re.M)
+                re.findall(r"^((?:load|plan|slim|closed form|export)[^:]*: [\d.]+) s", log.read_text(), re.M)
             ),
             "exit code": str(process.returncode),
         },
