@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy_build import write_images
+from toy_choosers import chooser
 from toy_vits import fewer_tokens, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, PlanError
@@ -176,3 +177,12 @@ def test_closed_form_takes_what_a_method_chose_per_image(tmp_path: Path) -> None
         assert cut.mlp.choice is not None
         torch.testing.assert_close(cut.mlp.choice.worth, full.mlp.fc2.weight.norm(dim=0))
         assert not torch.allclose(cut.mlp.fc2.weight, full.mlp.fc2.weight, atol=1e-2)
+
+
+def test_folding_means_of_a_model_whose_images_choose_already_adds_nothing(tmp_path: Path) -> None:
+    dense, images = chooser(), _images(tmp_path, 40)
+    plan = toy_plan(dense, Counts(qk_dim=4))
+    folded = slim_model(dense, plan, SlimOptions("none", fold_means=True), images, silent).state_dict()
+    plain = slim_model(dense, plan, NONE, None, silent).state_dict()
+    for name, value in plain.items():
+        torch.testing.assert_close(folded[name], value)

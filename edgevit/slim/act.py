@@ -103,9 +103,10 @@ def _mlp_means(dense: SlimViT, plan: Plan, images: Images, progress: Progress) -
         chosen = [block.mlp.choice for block in _select(dense, plan, None).blocks]
 
     def over_tokens(live: LiveMlp) -> Tensor:
-        choice, neurons = chosen[live.block], live.neurons
-        if choice is not None and dense.blocks[live.block].mlp.choice is None:
-            neurons = neurons - choice.masked(neurons)
+        choice, before, neurons = chosen[live.block], dense.blocks[live.block].mlp.choice, live.neurons
+        if choice is not None:
+            used = neurons if before is None else before.masked(neurons)
+            neurons = used - choice.masked(neurons)
         return torch.cat([part.double().mean(dim=1) for part in (neurons, live.inputs)], dim=1)
 
     def report(seen: int) -> None:

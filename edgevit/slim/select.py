@@ -32,7 +32,7 @@ class MlpMeans(NamedTuple):
     """What one block's MLP has on average over images and tokens, float64."""
 
     neurons: Tensor
-    """Activations, [F]; where images choose neurons, with those at 0 that an image uses."""
+    """Activations, [F]; where images choose neurons, of what an image used before and does not any more."""
     inputs: Tensor
     """Channels that it reads, [D]."""
 
