@@ -362,12 +362,22 @@ def report(
     html: Annotated[
         Path | None, typer.Option(metavar="F", help="Write one HTML file with all of them.")
     ] = None,
+    board: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="F", help="Take in what a build kit found on its board."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what builds found, several side by side."""
     from edgevit.report.model import load_report
     from edgevit.report.terminal import render, render_comparison
 
+    if board is not None:
+        if len(folders) != 1:
+            raise typer.BadParameter(f"expected one build directory beside --import, got {len(folders)}.")
+        from edgevit.pipeline.bring_back import bring_back
+
+        bring_back(folders[0], board)
     reports = [load_report(folder) for folder in folders]
     if html is not None:
         from edgevit.report.html import write_html
@@ -462,10 +472,11 @@ def _show_targets(states: Sequence[tuple[Target, Readiness]]) -> None:
     for header in ("target", "here", "runtime", "device", "what it is"):
         table.add_column(header, overflow="fold")
     for target, readiness in states:
-        here = [f"{one} {'missing' if missing else 'ready'}" for one, missing in readiness.missing.items()]
+        lacking = "by kit" if target.device == "board" else "missing"
+        here = [f"{one} {lacking if missing else 'ready'}" for one, missing in readiness.missing.items()]
         # OpenVINO says 2026.4.1-22982-e213a147257-releases/2026/4; the report has all of it.
         versions = [f"{library} {version.split('-')[0]}" for library, version in readiness.versions.items()]
-        cells = (target.name, "\n".join(here), "; ".join(versions) or f"{target.runtime} missing")
+        cells = (target.name, "\n".join(here), "; ".join(versions) or f"{target.runtime} {lacking}")
         table.add_row(*map(Text, (*cells, target.device, target.description)))
     Console().print(table)
     for target, readiness in states:

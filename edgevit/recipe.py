@@ -126,7 +126,7 @@ class ExportSection(Strict):
     """The shape of the ONNX file."""
 
     opset: Opset | None = None
-    """ONNX opset, 17..23; default: the target's."""
+    """ONNX opset, 13..23; default: the target's."""
     batch: Count | Literal["dynamic"] | None = None
     """Images per run, >= 1, or "dynamic"; default: the target's."""
     simplify: bool = False

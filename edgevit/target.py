@@ -8,14 +8,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgevit.schema import FolderName, Problem, Strict, load_toml
+from edgevit.schema import FolderName, Problem, Strict, load_toml, section
 from edgevit.shipped import find_shipped
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Multiple = Annotated[int, Field(ge=1)]
-Opset = Annotated[int, Field(ge=17, le=23)]
+Opset = Annotated[int, Field(ge=13, le=23)]
 
+TENSORRT_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+TENSORRT_DEVICES = ("gpu", "board")
 DEFAULT_TARGET = "openvino-cpu"
 
 
@@ -60,6 +62,27 @@ class Timing(Strict):
         return []
 
 
+class TensorRTOptions(Strict):
+    """What TensorRT and TensorRT-RTX are told, and what the board has; absent for other runtimes."""
+
+    versions: tuple[Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")], ...] = ()
+    """Versions that a board may have, oldest first, for example "8.6": its build kit serves them all."""
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]$")], ...] = ()
+    """Of the GPU, for example "8.7". TensorRT-RTX builds one engine for all that are named."""
+    memory_mb: int = Field(default=0, ge=0)
+    """Memory of the board in MiB, >= 1; 0: not known."""
+    workspace_mb: int = Field(default=0, ge=0)
+    """Most scratch memory that one layer may take, in MiB, >= 1; 0: TensorRT's own limit, all there is."""
+    max_batch: int = Field(default=32, ge=1)
+    """Most images per run where the batch is dynamic, >= 1."""
+    version_compatible: bool = False
+    """Let later versions of the same major load the engine; from 8.6 on."""
+    hardware_compatible: Literal["none", "ampere+", "same-compute-capability"] = "none"
+    """Which other GPUs may load the engine; "ampere+" from 8.6 on, the other from the last 10.x on."""
+    pinned: bool = False
+    """Refuse to build where the kept timing cache lacks a layer, so that kernels stay; from 10.0 on."""
+
+
 class Target(Strict):
     """One device as edgevit sees it; every key but `runtime` has a default."""
 
@@ -74,7 +97,7 @@ class Target(Strict):
     runtime: Runtime
     """The runtime that builds and runs the artefact."""
     device: str = Field(default="cpu", min_length=1)
-    """The runtime's own name of the device, in lower case."""
+    """The runtime's own name of the device, in lower case; TensorRT's: "gpu", of this machine, or "board"."""
     precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
     """Precisions that are built and compared when the recipe names none, and that `edgevit targets` checks.
 
@@ -85,7 +108,9 @@ class Target(Strict):
     threads: int = Field(default=0, ge=0)
     """Threads of the runtime, >= 1, or 0 for all cores."""
     opset: Opset = 18
-    """ONNX opset of the exported graph, 17..23."""
+    """ONNX opset of the exported graph, 13..23."""
+    tensorrt: TensorRTOptions = TensorRTOptions()
+    """What TensorRT is told, and what the board has."""
     rules: Rules = Rules()
     """Counts that the device wants to be multiples of something."""
     timing: Timing = Timing()
@@ -93,8 +118,22 @@ class Target(Strict):
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
-        """Refuse a precision named twice."""
-        return repeated_precisions("precisions", table.get("precisions"))
+        """Refuse a precision named twice, and TensorRT's options beside another runtime or without need."""
+        return [*repeated_precisions("precisions", table.get("precisions")), *_tensorrt_problems(table)]
+
+
+def _tensorrt_problems(table: Mapping[str, object]) -> list[Problem]:
+    runtime, device = table.get("runtime"), table.get("device", "cpu")
+    if runtime not in TENSORRT_RUNTIMES:
+        found = f'expected only beside runtime = "tensorrt" or "tensorrt-rtx", got {runtime}'
+        return [Problem("tensorrt", found)] if "tensorrt" in table else []
+    if device not in TENSORRT_DEVICES:
+        found = f'expected "gpu" (of this machine) or "board" (by a build kit), got "{device}"'
+        return [Problem("device", found)]
+    if device == "board" and not section(table, "tensorrt").get("versions"):
+        found = 'expected the versions that the board has, such as ["8.6", "10.3"]'
+        return [Problem("tensorrt.versions", found)]
+    return []
 
 
 def repeated_precisions(key: str, precisions: object) -> list[Problem]:

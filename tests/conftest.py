@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -45,9 +44,10 @@ def _why_not_gpu(config: pytest.Config) -> str | None:
 
 
 def _why_not_tensorrt(config: pytest.Config) -> str | None:
-    if importlib.util.find_spec("tensorrt") is None:
-        return "TensorRT is not installed"
-    return _why_not_gpu(config)
+    from real_tensorrt import USED, is_fetched
+
+    missing = [version for version in USED if not is_fetched(version)]
+    return f"TensorRT {', '.join(missing)} not here: python tools/tensorrt/fetch.py" if missing else None
 
 
 SKIPS: dict[str, Callable[[pytest.Config], str | None]] = {

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from edgevit.backends.readiness import Readiness, read_readiness
 from edgevit.board import read_installed
-from edgevit.target import Target
+from edgevit.target import Target, load_target
 
 
 def test_readiness_of_a_device_that_is_here_says_ready() -> None:
@@ -51,3 +52,21 @@ def test_readiness_without_the_runtime_names_the_pip_command(
     readiness = read_readiness(Target.model_validate({"name": "cpu", "runtime": runtime}))
     assert readiness == Readiness({}, readiness.missing)
     assert f"Get it with: pip install {runtime}" in str(readiness.missing["fp32"])
+
+
+def test_readiness_of_a_board_says_how_it_gets_its_engines() -> None:
+    readiness = read_readiness(load_target("jetson-orin-nano", Path()))
+    assert (readiness.versions, readiness.runs) == ({}, False)
+    (reason,) = readiness.reasons()
+    assert "jetson-orin-nano is a board, and engines are built where they run" in reason
+    assert "`edgevit build` writes a build kit for it" in reason
+
+
+@pytest.mark.parametrize(("name", "extra"), [("nvidia-gpu", "tensorrt"), ("nvidia-rtx", "tensorrt-rtx")])
+def test_readiness_without_tensorrt_names_the_extra(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (reason,) = read_readiness(load_target(name, Path())).reasons()
+    assert f"Get it with: pip install 'edgevit[{extra}]'" in reason

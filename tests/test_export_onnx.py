@@ -29,7 +29,7 @@ from edgevit.export import simplify
 from edgevit.export.graph_cost import check_macs
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.opset import to_opset_17
+from edgevit.export.opset import to_older_opset
 from edgevit.export.parity import TORCH_TO_ONNX, check_parity, limits_for
 from edgevit.export.verify import check_dims
 from edgevit.models.arch import Arch, BlockDims
@@ -182,8 +182,13 @@ def test_export_of_every_form_gives_the_outputs_of_torch(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "opset"),
     [
+        ("merged", 13),
+        ("swin", 13),
+        ("chosen", 13),
         ("merged", 17),
         ("swin", 17),
+        pytest.param("cct", 13, marks=pytest.mark.slow),
+        pytest.param("gated", 15, marks=pytest.mark.slow),
         pytest.param("swin", 23, marks=pytest.mark.slow),
         pytest.param("cct", 17, marks=pytest.mark.slow),
         pytest.param("cct", 23, marks=pytest.mark.slow),
@@ -201,13 +206,22 @@ def test_export_with_other_opsets_gives_the_outputs_of_torch(tmp_path: Path, nam
     proto = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
     onnx.checker.check_model(proto, full_check=True)
+    check_dims(path, ARCHS[name])
     assert_equal_to_torch(path, ARCHS[name], batch=1)
+
+
+def test_export_below_opset_17_has_no_layer_norm_and_keeps_its_names(tmp_path: Path) -> None:
+    path = exported(tmp_path, MERGED, opset=13)
+    assert kinds(path)["LayerNormalization"] == 0
+    made = {name for node in onnx.load(path).graph.node for name in node.output}
+    assert {"blocks.0.norm1", "blocks.0.norm1.mean", "norm"} <= made
 
 
 @pytest.mark.parametrize(
     ("name", "opset"),
     [
         ("dense", 18),
+        ("merged", 13),
         ("merged", 17),
         ("chosen", 17),
         ("swin", 18),
@@ -432,8 +446,8 @@ def test_export_below_the_limit_leaves_no_data_file_of_an_earlier_export(tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset": 16}, r"opset: expected 17\.\.23, got 16"),
-        ({"opset": 24}, r"opset: expected 17\.\.23, got 24"),
+        ({"opset": 12}, r"opset: expected 13\.\.23, got 12"),
+        ({"opset": 24}, r"opset: expected 13\.\.23, got 24"),
         ({"batch": 0}, "batch: expected 1 or more, or None for any, got 0"),
     ],
 )
@@ -449,7 +463,7 @@ def test_opset_17_refuses_an_operator_that_it_cannot_say() -> None:
     pad = ir.node("Pad", [value], name="blocks.0.pad")
     graph = ir.Graph([value], pad.outputs, nodes=[pad], opset_imports={"": 18})
     with pytest.raises(ExportError, match=r"node blocks\.0\.pad: Pad took another form in opset 18"):
-        to_opset_17(graph)
+        to_older_opset(graph, 17)
 
 
 @pytest.mark.parametrize("name", ["merged", pytest.param("dense", marks=pytest.mark.slow)])

@@ -35,7 +35,10 @@ def test_rules_have_the_names_of_the_plan() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('runtime = "openvin"', r'runtime: expected "onnxruntime" or "openvino", got "openvin"'),
+        (
+            'runtime = "openvin"',
+            r'runtime: expected "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx", got "openvin"',
+        ),
         (
             'precisions = ["fp32", "fp33"]',
             r'precisions\[1\]: expected "fp32", "fp16", "bf16" or "int8", got "fp33"',
@@ -44,8 +47,20 @@ def test_rules_have_the_names_of_the_plan() -> None:
         ('precisions = ["fp32", "fp32"]', r"precisions: expected each precision once, got fp32, fp32"),
         ("batch = 0", r"batch: expected a number >= 1, got 0"),
         ("threads = -1", r"threads: expected a number >= 0, got -1"),
-        ("opset = 16", r"opset: expected a number >= 17, got 16"),
+        ("opset = 12", r"opset: expected a number >= 13, got 12"),
         ("rules = { head = 2 }", r'rules\.head: unknown key\. Did you mean "heads"\?'),
+        (
+            'runtime = "tensorrt"\ndevice = "cpu"',
+            r'device: expected "gpu" \(of this machine\) or "board" \(by a build kit\), got "cpu"',
+        ),
+        (
+            'runtime = "tensorrt"\ndevice = "board"',
+            r'tensorrt\.versions: expected the versions that the board has, such as \["8\.6", "10\.3"\]',
+        ),
+        (
+            "tensorrt = { workspace_mb = 1 }",
+            r'tensorrt: expected only beside runtime = "tensorrt" or "tensorrt-rtx", got openvino',
+        ),
         (
             "timing = { min_samples = 3000 }",
             r"timing\.max_samples: expected at least min_samples = 3000, got 2000",

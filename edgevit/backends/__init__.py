@@ -25,7 +25,24 @@ def _openvino() -> Backend:
     return OpenVINO()
 
 
-BACKENDS: dict[Runtime, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+def _tensorrt() -> Backend:
+    from edgevit.backends.tensorrt import TensorRT
+
+    return TensorRT("tensorrt")
+
+
+def _tensorrt_rtx() -> Backend:
+    from edgevit.backends.tensorrt import TensorRT
+
+    return TensorRT("tensorrt-rtx")
+
+
+BACKENDS: dict[Runtime, Callable[[], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
+}
 
 
 def get_backend(name: Runtime) -> Backend:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from edgevit.errors import BackendError
 
-MODEL_SUFFIXES = (".xml", ".onnx")
+MODEL_SUFFIXES = (".xml", ".onnx", ".engine")
 """How the files that runtimes load end, by which one is found in a folder."""
 
 

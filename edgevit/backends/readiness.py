@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgevit.backends import Backend, get_backend
 from edgevit.backends.session import runtime_errors
-from edgevit.board import read_installed
+from edgevit.board import Installed, read_installed
 from edgevit.errors import BackendError, BackendUnavailableError
-from edgevit.target import Precision, Target
+from edgevit.target import TENSORRT_RUNTIMES, Precision, Target
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def read_readiness(target: Target) -> Readiness:
     """Ask the target's backend, for each precision, what this machine lacks; nothing is built or loaded."""
     backend = get_backend(target.runtime)
     try:
+        if target.device == "board":  # nothing of its runtime needs to be here
+            backend.options(target, target.precisions[0])
         versions = backend.versions()
     except BackendUnavailableError as error:
         return Readiness({}, dict.fromkeys(target.precisions, str(error)))
@@ -50,8 +52,16 @@ def _missing(backend: Backend, target: Target, precision: Precision) -> str | No
     try:
         options = backend.options(target, precision)
         with runtime_errors(options.runtime, Path(target.name), lambda path, text: ""):
-            installed = read_installed(options.runtime, options.device)
+            installed = _read(target, options.device)
         backend.require(installed, target, precision)
     except BackendError as error:
         return str(error)
     return None
+
+
+def _read(target: Target, device: str) -> Installed:
+    if target.runtime in TENSORRT_RUNTIMES:
+        from edgevit.backends.tensorrt import read_gpu
+
+        return read_gpu(target.runtime)
+    return read_installed(target.runtime, device)

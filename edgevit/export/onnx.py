@@ -22,7 +22,7 @@ from torch.export import Dim
 
 from edgevit.errors import ExportError
 from edgevit.export.names import name_graph
-from edgevit.export.opset import to_opset_17
+from edgevit.export.opset import OLDEST, to_older_opset
 from edgevit.export.rewrite import clean_graph, constants_as_nodes
 from edgevit.models.layers import SlimViT
 from edgevit.version import __version__
@@ -31,7 +31,7 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 BATCH_NAME = "batch"
 
-OPSETS = range(17, 24)
+OPSETS = range(OLDEST, 24)
 _TORCH_OLDEST = 18  # torch's exporter writes nothing older
 # protobuf refuses messages above 2 GB, and runtimes hold a whole message in memory beside their own copy.
 LARGEST_FILE_BYTES = 1_500_000_000
@@ -42,7 +42,7 @@ class ExportOptions:
     """The form of an ONNX file."""
 
     opset: int = 18
-    """17..23."""
+    """13..23."""
     batch: int | None = 1
     """Images per run, or None for any number."""
     simplify: bool = False
@@ -108,7 +108,7 @@ def _finish(model: ir.Model, options: ExportOptions) -> None:
     clean_graph(model)
     name_graph(graph)
     if options.opset < _TORCH_OLDEST:
-        to_opset_17(graph)
+        to_older_opset(graph, options.opset)
         RemoveUnusedNodesPass()(model)
     _strip(model)
     if dict(graph.opset_imports) != {"": options.opset}:

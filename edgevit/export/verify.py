@@ -127,14 +127,16 @@ def _unread(graph: onnx.GraphProto) -> Iterator[str]:
 def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
     """Yield products with fixed numbers, one a channel, token or head: a cut that only looks like one.
 
-    Rotary angles are fixed numbers too, one for each token and QK dim. So are the weights of a norm that
-    stands in single operators because channels of its stream were cut. What neurons are worth is one for each
-    of them, and ranks where nothing but a TopK reads the product.
+    Rotary angles are fixed numbers too, one for each token and QK dim. So are the weights of norms that stand
+    in single operators, below opset 17 or because channels of their stream were cut; no other weight has one
+    dim. What neurons are worth is one for each of them, and ranks where nothing but a TopK reads the product.
     """
-    norms = {name for name in promised_dims(arch) if name.endswith(("norm_pre.weight", "norm2.weight"))}
     counts = {count for block in arch.blocks for count in (block.tokens_in, block.queries)}
     angles = {(count, arch.blocks[0].qk_dim) for count in counts} if arch.rotary else set()
-    fixed = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    norms = {
+        name for name, dims in promised_dims(arch).items() if name.endswith(".weight") and len(dims) == 1
+    }
+    fixed = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if tensor.name not in norms}
     for node in graph.node:
         if node.op_type == "Constant":
             tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
@@ -147,7 +149,7 @@ def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
         if readers.get(node.output[0]) == {"TopK"}:
             continue
         factors = [name for name in node.input if math.prod(fixed.get(name, ())) > 1]
-        masks = [name for name in factors if fixed[name] not in angles and name not in norms]
+        masks = [name for name in factors if fixed[name] not in angles]
         if node.op_type in ("Mul", "Where") and masks:
             dims = list(fixed[masks[0]])
             yield f"{node.name}: expected no product with a constant mask, got {masks[0]} of {dims}"

@@ -20,7 +20,7 @@ from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.measure.protocol import require_same_shape, time_budget
 from edgevit.measure.ssh import Answer, Board, Connection, connect
 from edgevit.progress import Progress
-from edgevit.target import Precision, Target
+from edgevit.target import TENSORRT_RUNTIMES, Precision, Target
 
 _CHUNK_BYTES = 2**20
 
@@ -55,6 +55,12 @@ def take_on_board(
             device or the precision.
         BackendError: an artefact is broken, the board's runtime refuses it, or the board went silent or away.
     """
+    if target.runtime in TENSORRT_RUNTIMES:
+        raise BackendUnavailableError(
+            f"{target.name}: engines are timed where they were built, not sent to {board}: start"
+            " `python3 run.py` of the build kit there, and bring its report back with `edgevit report DIR"
+            " --import FILE`."
+        )
     backend = get_backend(target.runtime)
     options = backend.options(target, precision)
     sources, job = _pack(artefacts, target)

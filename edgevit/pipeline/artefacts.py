@@ -30,6 +30,11 @@ _TOLERANCE: dict[Precision, float] = {"fp32": ONNX_TO_ARTEFACT, "bf16": 0.15}
 _BF16_MERGED_OUTLIERS = 0.5
 
 
+def relative_tolerance(precision: Precision) -> float:
+    """Return how far an artefact's logits may be from its graph's, as a share of the largest, at least 1."""
+    return _TOLERANCE[precision]
+
+
 @dataclass(frozen=True)
 class Artefact:
     """A built artefact."""

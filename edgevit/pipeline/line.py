@@ -65,7 +65,7 @@ def build(
             made = _make_models(stages, inputs)
         models = made.dense, made.slim
         measured = measure_targets(stages, inputs, models, made.found.sets, made.found.plan)
-        report = make_report(inputs, made.found, measured.results, measured.not_built, stages.facts)
+        report = make_report(inputs, made.found, measured, stages.facts)
         store.withdraw(MANIFEST_FILE)
         publish(store, made.plan_file, made.slim, measured)
         store.write("report.json", to_json(report))
@@ -111,5 +111,7 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
 def _versions(inputs: Inputs) -> dict[str, str]:
     versions = {"edgevit": __version__, **library_versions(_LIBRARIES)}
     for wanted in inputs.wanted:
+        if wanted.target.device == "board":
+            continue  # its versions are the board's, and its report has them
         versions |= get_backend(wanted.target.runtime).versions()
     return dict(sorted(versions.items()))

@@ -26,6 +26,8 @@ def publish(store: Store, plan_file: Path, slim: Saved, measured: Measured) -> N
         folder = "onnx" if index == 0 else f"onnx/{form.folder}"
         store.publish(checked.by_side["slim"].path.parent, folder)
         store.publish(checked.by_side["dense"].path.parent, f"{folder}/dense")
+    for kit, facts in measured.kits:
+        store.publish(kit, facts.folder)
     for candidate in measured.candidates:
         for side in SIDES:
             store.publish(candidate.artefacts[side].folder, candidate.folder(side))

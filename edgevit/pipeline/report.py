@@ -17,13 +17,13 @@ from edgevit.models.arch import Arch
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import Archs
 from edgevit.pipeline.sets import Sets
+from edgevit.pipeline.targets import Measured
 from edgevit.plan import Plan
 from edgevit.report.model import (
     BlockFacts,
     BlockSide,
     ModelSize,
     ModelSizes,
-    NotBuilt,
     PlanBlock,
     PlanFacts,
     Report,
@@ -52,8 +52,7 @@ class Found:
 def make_report(
     inputs: Inputs,
     found: Found,
-    results: Sequence[Result],
-    not_built: Sequence[NotBuilt],
+    measured: Measured,
     stages: Sequence[StageFacts],
 ) -> Report:
     """Put the report together."""
@@ -63,7 +62,7 @@ def make_report(
         name=recipe.name,
         recipe_sha256=inputs.recipe.sha256,
         versions=dict(found.versions),
-        warnings=(*_warnings(inputs, found), *busy_warnings(results, os.cpu_count() or 1)),
+        warnings=(*_warnings(inputs, found), *busy_warnings(measured.results, os.cpu_count() or 1)),
         source=_source(inputs, found),
         recover=recipe.recover,
         plan=PlanFacts(
@@ -89,8 +88,10 @@ def make_report(
         else None,
         evaluation=_set(evaluation.set, sets.evaluation, labelled=True) if evaluation else None,
         tune=found.tune,
-        results=tuple(results),
-        not_built=tuple(not_built),
+        results=measured.results,
+        not_built=measured.not_built,
+        preflights=measured.preflights,
+        kits=tuple(facts for _, facts in measured.kits),
         machine=_machine(found.versions),
         stages=tuple(stages),
     )

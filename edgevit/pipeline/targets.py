@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgevit.errors import BackendUnavailableError
 from edgevit.gates import choose
@@ -11,12 +12,15 @@ from edgevit.images import Images
 from edgevit.pipeline.candidate import Candidate, measure_candidate
 from edgevit.pipeline.graphs import Form, Graphs, Probe, export_graphs, make_probe
 from edgevit.pipeline.inputs import Inputs, Wanted
+from edgevit.pipeline.kits import make_kit, needs_kit
 from edgevit.pipeline.models import Archs, Saved
+from edgevit.pipeline.preflight import check_graphs
 from edgevit.pipeline.results import make_result
 from edgevit.pipeline.sets import Sets
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import Plan, plan_sha256
-from edgevit.report.model import NotBuilt, Result
+from edgevit.report.model import KitFacts, NotBuilt, PreflightFacts, Result
+from edgevit.target import TENSORRT_RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Measured:
     results: tuple[Result, ...]
     not_built: tuple[NotBuilt, ...]
     graphs: dict[Form, Graphs]
+    preflights: tuple[PreflightFacts, ...] = ()
+    kits: tuple[tuple[Path, KitFacts], ...] = ()
+    """Where each kit lies in the store, and what the report says of it."""
 
 
 def measure_targets(
@@ -44,15 +51,32 @@ def measure_targets(
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []
+    preflights: list[PreflightFacts] = []
+    kits: list[tuple[Path, KitFacts]] = []
     for wanted in inputs.wanted:
         form = Form.of(inputs.recipe.recipe.export, wanted.target)
         if form not in graphs:
             graphs[form] = export_graphs(stages, models, form, plan_sha256(plan), probe)
+        if wanted.target.runtime in TENSORRT_RUNTIMES:
+            preflights += check_graphs(wanted.target, wanted.precisions, graphs[form])
+            if needs_kit(wanted.target):
+                kits.append(make_kit(stages, wanted.target, wanted.precisions, (graphs[form], probe)))
+                missing += _elsewhere(kits[-1][1])
+                continue
         mine = list(_candidates(stages, wanted, (graphs[form], probe), sets.evaluation, missing))
         made = [make_result(one, archs, sets.evaluation, graphs[form].parity) for one in mine]
         candidates += mine
         results += choose(made, inputs.gates, wanted.section.prefer)
-    return Measured(tuple(candidates), tuple(results), tuple(missing), graphs)
+    found = tuple(candidates), tuple(results), tuple(missing), graphs, tuple(preflights), tuple(kits)
+    return Measured(*found)
+
+
+def _elsewhere(kit: KitFacts) -> list[NotBuilt]:
+    why = (
+        f"it runs elsewhere: take the folder {kit.folder} there, start `python3 run.py`, and bring its report"
+        " back with `edgevit report DIR --import FILE`"
+    )
+    return [NotBuilt(target=kit.target, precision=precision, why=why) for precision in kit.precisions]
 
 
 def _candidates(

@@ -219,6 +219,27 @@ class NotBuilt(Part):
     why: str
 
 
+class PreflightFacts(Part):
+    """What TensorRT's own parser said of a graph, before anything was built or sent to a board."""
+
+    target: str
+    precision: str
+    side: Literal["dense", "slim"]
+    outcome: Literal["accepted", "refused", "died", "unavailable"]
+    parser: str | None
+    """Module and version of the parser; None where none could be asked."""
+    why: str
+
+
+class KitFacts(Part):
+    """A build kit, for a board that builds its own engines."""
+
+    target: str
+    precisions: tuple[str, ...]
+    folder: str
+    """Below the build directory."""
+
+
 class StageFacts(Part):
     """What one stage of the pipeline cost."""
 
@@ -267,6 +288,9 @@ class Report(Part):
     """None where the recipe asks for no training."""
     results: tuple[Result, ...]
     not_built: tuple[NotBuilt, ...] = ()
+    preflights: tuple[PreflightFacts, ...] = ()
+    """Of targets with TensorRT."""
+    kits: tuple[KitFacts, ...] = ()
     machine: Facts = {}
     """The host that ran the build."""
     stages: tuple[StageFacts, ...] = ()

@@ -130,4 +130,19 @@ def findings(report: Report) -> list[str]:
     ]
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
-    return [*said, *none, *refused, *untrusted, *missing]
+    return [*said, *none, *refused, *untrusted, *missing, *_parsers(report)]
+
+
+def _parsers(report: Report) -> list[str]:
+    """Say which parser took both graphs of a target, or what it said of the one that it did not take."""
+    said = []
+    for one in report.preflights:
+        if one.outcome != "accepted":
+            asked = f"{one.parser} {one.outcome} it" if one.parser else "not checked"
+            said.append(f"{one.target} {one.precision}, {one.side} graph: {asked}: {one.why}.")
+    taken = [one for one in report.preflights if one.outcome == "accepted"]
+    parsers = dict.fromkeys((one.target, one.precision, one.parser) for one in taken)
+    for target, precision, parser in parsers:
+        sides = " and ".join(one.side for one in taken if (one.target, one.precision) == (target, precision))
+        said.append(f"{target} {precision}: the parser of {parser} accepts the graph of {sides}.")
+    return said

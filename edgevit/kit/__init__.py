@@ -1,0 +1,1 @@
+"""Build kits: what a board without edgevit needs to build, check and time its own engines."""

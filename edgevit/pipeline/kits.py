@@ -1,0 +1,88 @@
+"""Build kits of targets that this machine cannot run, with what their boards need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from edgevit.backends import get_backend
+from edgevit.backends.tensorrt import read_gpu
+from edgevit.engine import ENGINE
+from edgevit.export.links import onnx_link
+from edgevit.export.onnx import INPUT_NAME
+from edgevit.export.parity import Batch
+from edgevit.kit.write import KitCandidate, Side, Stored, write_kit
+from edgevit.pipeline.artefacts import relative_tolerance
+from edgevit.pipeline.graphs import SIDES, Graph, Graphs, Probe
+from edgevit.pipeline.keys import code_sha256
+from edgevit.pipeline.stages import Stages
+from edgevit.report.model import KitFacts
+from edgevit.store import JSON
+from edgevit.target import Precision, Target
+
+KIT_FOLDER = "kit"
+
+
+def needs_kit(target: Target) -> bool:
+    """Say whether engines of a target run elsewhere: on a board, or on a card that is not in this machine."""
+    if target.device == "board":
+        return True
+    return target.runtime == "tensorrt-rtx" and not read_gpu(target.runtime).devices
+
+
+def make_kit(
+    stages: Stages, target: Target, precisions: Sequence[Precision], checked: tuple[Graphs, Probe]
+) -> tuple[Path, KitFacts]:
+    """Write a target's kit; return where it lies in the store, and what the report says of it.
+
+    Raises:
+        BackendError: TensorRT-RTX, which builds here, refuses a graph.
+        RecipeError: the target asks for what one of its TensorRT versions lacks.
+    """
+    graphs, probe = checked
+    key: dict[str, JSON] = {
+        "onnx": [graphs.by_side[side].sha256 for side in SIDES],
+        "target": target.model_dump(mode="json"),
+        "precisions": list(precisions),
+        "images": probe.key,
+        "versions": {} if target.device == "board" else get_backend(target.runtime).versions(),
+        "code": code_sha256("kit", "engine", "backends", "pipeline/kits"),
+    }
+
+    def make(folder: Path) -> None:
+        size = graphs.form.batch or target.batch
+        images = np.concatenate(probe.batches(size))
+        stored = Stored(images, size, graphs.form.batch is None, INPUT_NAME)
+        with TemporaryDirectory() as built:
+            found = [_candidate(target, one, graphs, stored, Path(built)) for one in precisions]
+            write_kit(folder / KIT_FOLDER, target, found, stored)
+
+    folder = stages.run("kit", key, make, of=target.name) / KIT_FOLDER
+    facts = KitFacts(target=target.name, precisions=tuple(precisions), folder=f"{target.name}/{KIT_FOLDER}")
+    return folder, facts
+
+
+def _candidate(
+    target: Target, precision: Precision, graphs: Graphs, stored: Stored, built: Path
+) -> KitCandidate:
+    dense, slim = (
+        _side(target, precision, graphs.by_side[side], stored, built / precision / side) for side in SIDES
+    )
+    tolerance = relative_tolerance(precision)
+    return KitCandidate(precision, dense, slim, tolerance)
+
+
+def _side(target: Target, precision: Precision, graph: Graph, stored: Stored, built: Path) -> Side:
+    run = onnx_link(graph.path).run
+    outputs: list[Batch] = [
+        run(stored.images[start : start + stored.batch])
+        for start in range(0, len(stored.images), stored.batch)
+    ]
+    engine = None
+    if target.device != "board":
+        get_backend(target.runtime).build(graph.path, target, precision, built)
+        engine = built / ENGINE
+    return Side(graph.path, np.concatenate(outputs), engine)

@@ -1,0 +1,202 @@
+"""Running engines and kits with a fake driver and a fake TensorRT: the calls and their order, no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import subprocess
+from array import array
+from pathlib import Path
+
+import fake_tensorrt
+import pytest
+
+from edgevit import engine
+from edgevit.engine import (
+    KIT,
+    BuildOptions,
+    Cuda,
+    Engine,
+    NotHereError,
+    TensorRTError,
+    build,
+    run_kit,
+    sha256_of,
+)
+
+IMAGES = array("f", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0]).tobytes()
+LOGITS = array("f", [3, 7, 11, 15, 19, 23, 0, 1, 0, 2, 0, 0]).tobytes()
+SHAPE = (2, 6)
+TIMING = {"warmup_s": 0.0, "seconds": 0.05, "min_samples": 20, "max_samples": 200}
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compile the fake driver and return its path."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the fake driver")
+    out = tmp_path_factory.mktemp("driver") / "libcuda.so"
+    source = Path(__file__).parent / "fake_cuda.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", str(out), str(source)], check=True)
+    return str(out)
+
+
+_HEAR = ctypes.CFUNCTYPE(None, ctypes.c_long, ctypes.c_int)(fake_tensorrt.hear_driver)
+
+
+@pytest.fixture(autouse=True)
+def _connected(driver: str) -> None:
+    ctypes.CDLL(driver).tell(_HEAR)
+
+
+def counted(driver: str, what: int) -> int:
+    return int(ctypes.CDLL(driver).counted(what))
+
+
+def test_driver_that_is_missing_says_so() -> None:
+    with pytest.raises(NotHereError, match=r"no CUDA driver here .*Install NVIDIA's driver"):
+        Cuda("libnowhere.so.1")
+
+
+def test_driver_is_described(driver: str) -> None:
+    cuda = Cuda(driver)
+    assert cuda.describe() == {"name": "fake GPU", "compute_capability": "8.7", "cuda_driver": "12.6"}
+    assert cuda.memory_mb() == (3000, 8000)
+
+
+def test_engine_runs_through_a_graph_and_gives_its_memory_back(driver: str) -> None:
+    before = counted(driver, 0), counted(driver, 1), counted(driver, 2)
+    loaded = Engine(fake_tensorrt, b"engine", Cuda(driver))
+    assert (loaded.input_name, loaded.input_shape, loaded.output_names) == ("image", SHAPE, ("logits",))
+    for start in (0, 48):
+        batch = IMAGES[start : start + 48]
+        got = loaded.run(ctypes.cast(ctypes.c_char_p(batch), ctypes.c_void_p).value or 0, SHAPE)
+        assert got == LOGITS[start // 2 : start // 2 + 24]
+    assert loaded.gpu_ms(3) == [1.5, 1.5, 1.5]
+    assert loaded.graph_words == "yes"
+    assert [layer.precision for layer in loaded.layers()] == ["fp32"]
+    assert loaded.layer_ms(2) == {"sum": 0.5}
+    assert counted(driver, 0) == before[0] + 2
+    loaded.release()
+    assert counted(driver, 0) == before[0]
+    assert (counted(driver, 1) - before[1], counted(driver, 2) - before[2]) == (1, 5)
+
+
+def test_engine_that_is_broken_shows_the_log(driver: str) -> None:
+    with pytest.raises(
+        TensorRTError,
+        match=r"\(10 bytes\) does not load with 10\.3\.0\. TensorRT's log:\n  magic tag does not match",
+    ):
+        Engine(fake_tensorrt, b"broken one", Cuda(driver))
+
+
+def test_engine_refuses_another_shape(driver: str) -> None:
+    with pytest.raises(TensorRTError, match=r"takes no input of shape \[1, 6\]"):
+        Engine(fake_tensorrt, b"engine", Cuda(driver)).run(0, (1, 6))
+
+
+def options() -> BuildOptions:
+    return BuildOptions(precision="fp32", workspace_mb=64)
+
+
+def test_build_keeps_the_timing_cache_and_its_hash(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    built = build(fake_tensorrt, tmp_path / "model.onnx", options(), b"earlier")
+    assert (built.engine, built.timing_cache) == (b"graph", b"times")
+    assert built.facts["timing_cache_sha256"] == sha256_of(b"times")
+    assert built.facts["onnx_sha256"] == sha256_of(b"graph")
+    assert built.facts["types"] == "the graph's"
+
+
+def test_build_that_gives_nothing_shows_the_log(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"unbuildable")
+    with pytest.raises(
+        TensorRTError, match=r"the build gave no engine. TensorRT's log:\n  no kernel for blocks\.0"
+    ):
+        build(fake_tensorrt, tmp_path / "model.onnx", options())
+
+
+def test_truncated_timing_cache_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(TensorRTError, match=r"the timing cache \(9 bytes\) is truncated.*remove it"):
+        build(fake_tensorrt, tmp_path / "model.onnx", options(), b"truncated")
+
+
+def test_flag_that_a_version_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    pinned = BuildOptions(precision="fp32", workspace_mb=64, pinned=True)
+    with pytest.raises(
+        TensorRTError, match=r"fake_tensorrt 10\.3\.0 has no builder flag ERROR_ON_TIMING_CACHE_MISS"
+    ):
+        build(fake_tensorrt, tmp_path / "model.onnx", pinned)
+
+
+def write_kit(folder: Path, workspace_mb: int = 64) -> Path:
+    """Write a kit as edgevit/kit/write.py does, for the fake engine."""
+    sides = {}
+    (folder / "images.f32").write_bytes(IMAGES)
+    for side in ("dense", "slim"):
+        where = folder / "fp32" / side
+        where.mkdir(parents=True)
+        (where / "model.onnx").write_bytes(side.encode())
+        (where / "outputs.f32").write_bytes(LOGITS)
+        outputs = {"file": f"fp32/{side}/outputs.f32", "sha256": sha256_of(LOGITS)}
+        sides[side] = {"folder": f"fp32/{side}", "onnx_sha256": sha256_of(side.encode()), "outputs": outputs}
+    table = {
+        "runtime": "tensorrt",
+        "versions": ["10.3"],
+        "options": {"precision": "fp32", "workspace_mb": workspace_mb, "batches": [1, 1, 32]},
+        "timing": TIMING,
+        "images": {"file": "images.f32", "sha256": sha256_of(IMAGES), "batch": list(SHAPE)},
+        "candidates": [{"precision": "fp32", "tolerance": 1e-3, **sides}],
+    }
+    (folder / KIT).write_text(json.dumps(table))
+    return folder
+
+
+@pytest.fixture
+def fakes(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "import_tensorrt", lambda runtime: fake_tensorrt)
+    monkeypatch.setattr(engine, "Cuda", lambda: Cuda(driver))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_kit_builds_compares_times_and_tells(tmp_path: Path) -> None:
+    steps: list[str] = []
+    report = run_kit(write_kit(tmp_path), steps.append)
+    assert steps == [
+        "fp32, dense: building",
+        "fp32, slim: building",
+        "fp32: comparing with the stored outputs",
+        "fp32: timing",
+    ]
+    (found,) = json.loads(json.dumps(report))["candidates"]
+    assert found["parity"]["slim"] == {"max_abs": 0.0, "largest": 23.0, "top1_agreement": 1.0, "images": 4}
+    assert len(found["taken"]["first_ns"]) == len(found["taken"]["bursts_ns"]) == 2
+    assert sum(map(len, found["taken"]["bursts_ns"][0])) >= 20
+    assert len(found["gpu_ms"]["dense"]) == 100
+    assert (tmp_path / "fp32" / "slim" / "model.engine").read_bytes() == b"slim"
+    assert (tmp_path / "timing.cache").read_bytes() == b"times"
+    assert (report["version"], report["kit_sha256"]) == ("10.3.0", sha256_of((tmp_path / KIT).read_bytes()))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_kit_with_a_changed_file_says_which(tmp_path: Path) -> None:
+    (write_kit(tmp_path) / "fp32" / "slim" / "model.onnx").write_bytes(b"other")
+    (found,) = run_kit(tmp_path, print)["candidates"]  # type: ignore[attr-defined, misc]
+    assert "fp32/slim/model.onnx: expected the kit's file" in found["failed"]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_kit_on_a_board_without_room_says_what_to_lower(tmp_path: Path) -> None:
+    with pytest.raises(
+        TensorRTError, match=r"expected 4096 MiB .*of 8000 MiB are 3000 free.*lower workspace_mb"
+    ):
+        run_kit(write_kit(tmp_path, workspace_mb=4096), print)
+
+
+def test_runner_is_python_3_8() -> None:
+    import ast
+
+    ast.parse(Path(engine.__file__).read_text(), feature_version=(3, 8))

@@ -1,0 +1,133 @@
+"""`build.sh` against the table of trtexec's options, and as a shell runs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from edgevit.errors import RecipeError
+from edgevit.kit.trtexec import Graph, build_options, build_script, column, read_table, timing_options
+from edgevit.shipped import shipped_names
+from edgevit.target import Precision, Target, TensorRTOptions, load_target
+
+BOARDS = [name for name in shipped_names("targets") if load_target(name, Path()).device == "board"]
+DYNAMIC = ("image:1x3x224x224", "image:1x3x224x224", "image:32x3x224x224")
+
+
+def board(*versions: str, workspace_mb: int = 512) -> Target:
+    options = TensorRTOptions(versions=versions, workspace_mb=workspace_mb)
+    return Target(name="board", runtime="tensorrt", device="board", tensorrt=options)
+
+
+def names(options: list[str]) -> set[str]:
+    return {option.split("=")[0] for option in options}
+
+
+def computes(version: str, precision: Precision) -> bool:
+    """Say whether a version computes in bf16, the one precision that came late."""
+    return precision != "bf16" or "yes" in (read_table()[version][name] for name in ("bf16", "stronglyTyped"))
+
+
+CASES = [(v, p) for v in read_table() for p in get_args(Precision) if computes(v, p)]
+
+
+@pytest.mark.parametrize("shapes", [None, DYNAMIC])
+@pytest.mark.parametrize(("version", "precision"), CASES)
+def test_no_version_gets_an_option_that_it_does_not_know(
+    version: str, precision: Precision, shapes: tuple[str, str, str] | None
+) -> None:
+    graph, target = Graph("fp32/slim", precision, shapes), board(version)
+    used = names(build_options(version, target, graph)) | names(timing_options(version, target, graph))
+    assert {option for option in used if read_table()[version][option] == "no"} == set()
+
+
+@pytest.mark.parametrize("version", read_table())
+def test_defaults_that_11_flipped_are_stated_on_every_version(version: str) -> None:
+    options = names(timing_options(version, board(version), Graph("fp32/slim", "fp32", None)))
+    assert {"useCudaGraph", "useSpinWait", "noDataTransfers", "separateProfileRun"} <= options
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        ("8.2", {"fp16", "int8", "workspace=512", "buildOnly"}),
+        ("8.5", {"fp16", "int8", "memPoolSize=workspace:512", "buildOnly"}),
+        ("8.6", {"fp16", "int8", "memPoolSize=workspace:512", "skipInference"}),
+        ("10.3", {"stronglyTyped", "memPoolSize=workspace:512", "skipInference"}),
+        ("11.4", {"stronglyTyped", "memPoolSize=workspace:512", "skipInference"}),
+    ],
+)
+def test_int8_graph_is_built_with_what_each_version_wants(version: str, wanted: set[str]) -> None:
+    options = set(build_options(version, board(version), Graph("int8/slim", "int8", None)))
+    assert wanted <= options
+    assert ("int8" in options) == ("stronglyTyped" not in options)
+
+
+def test_column_is_the_newest_of_the_major_that_is_not_newer() -> None:
+    assert [column(version) for version in ("8.2", "8.6", "10.3", "10.7", "11.4")] == [
+        "8.2", "8.6", "10.3", "10.3", "11.1"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["7.1", "12.0", "10.0"])
+def test_version_outside_the_table_is_refused(version: str) -> None:
+    with pytest.raises(RecipeError, match=rf"tensorrt\.versions: expected one of 8\.2.*got {version}"):
+        column(version)
+
+
+def test_option_that_a_version_lacks_is_refused_by_name() -> None:
+    options = TensorRTOptions(versions=("8.5",), version_compatible=True)
+    target = Target(name="board", runtime="tensorrt", device="board", tensorrt=options)
+    with pytest.raises(RecipeError, match=r"trtexec of 8\.5 has no option --versionCompatible"):
+        build_script(target, [Graph("fp32/slim", "fp32", None)])
+
+
+FAKE = """#!/bin/sh
+# A fake trtexec, for the script's control flow alone.
+if [ "$1" = --help ]; then echo "&&&& RUNNING TensorRT.trtexec [TensorRT v$SAYS] # trtexec --help"; exit; fi
+echo "$@" >> called
+"""
+
+
+def run_script(folder: Path, target: Target, says: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    (folder / "build.sh").write_text(build_script(target, [Graph("fp32/slim", "fp32", None)]))
+    (folder / "trtexec").write_text(FAKE)
+    (folder / "trtexec").chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin", "TRTEXEC": str(folder / "trtexec"), "SAYS": says, **variables}
+    command = ["sh", str(folder / "build.sh")]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("says", "version"),
+    [("8201", "8.2"), ("8602", "8.6"), ("100300", "10.3"), ("101501", "10.15"), ("110400", "11.4")],
+)
+def test_script_finds_the_version_and_builds_and_times(tmp_path: Path, says: str, version: str) -> None:
+    target = board("8.2", "8.6", "10.3", "10.15", "11.4")
+    done = run_script(tmp_path, target, says)
+    assert done.returncode == 0, done.stderr
+    built, timed = (tmp_path / "called").read_text().splitlines()
+    graph = Graph("fp32/slim", "fp32", None)
+    assert built.split() == [f"--{option}" for option in build_options(version, target, graph)]
+    assert timed.split() == [f"--{option}" for option in timing_options(version, target, graph)]
+
+
+def test_script_on_another_version_says_how_to_go_on(tmp_path: Path) -> None:
+    done = run_script(tmp_path, board("8.6", "10.3"), "100700")
+    assert (done.returncode, (tmp_path / "called").exists()) == (1, False)
+    assert done.stderr == (
+        "expected TensorRT 8.6 or 10.3, got 10.7.\n"
+        "TENSORRT_VERSION=... sh build.sh takes the options of one of them all the same.\n"
+    )
+    assert run_script(tmp_path, board("8.6", "10.3"), "100700", TENSORRT_VERSION="10.3").returncode == 0
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_shipped_boards_have_a_script(name: str) -> None:
+    target = load_target(name, Path())
+    script = build_script(target, [Graph("fp32/slim", "fp32", None)])
+    assert re.findall(r"^([0-9.]+)\)$", script, re.M) == list(target.tensorrt.versions)

@@ -1,0 +1,142 @@
+"""A board's report, taken into that of its build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_report import report as sample_report
+
+from edgevit.disk import sha256_file
+from edgevit.engine import KIT
+from edgevit.errors import OutputError, ParityError
+from edgevit.pipeline.bring_back import bring_back
+from edgevit.report.model import KitFacts, NotBuilt, load_report, to_json
+from edgevit.target import Timing
+
+FOLDER = "orin/kit"
+SIDES = ("dense", "slim")
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Path:
+    """Return a build directory whose kit was not run yet."""
+    kit = tmp_path / "build" / FOLDER / KIT
+    kit.parent.mkdir(parents=True)
+    sides = {side: {"folder": f"fp32/{side}"} for side in SIDES}
+    candidates = [{"precision": name, "tolerance": 1e-3, **sides} for name in ("fp32", "fp16")]
+    timing = Timing(min_samples=50).model_dump(mode="json")
+    kit.write_text(json.dumps({"target": "orin", "timing": timing, "candidates": candidates}))
+    missing = tuple(NotBuilt(target="orin", precision=name, why="elsewhere") for name in ("fp32", "fp16"))
+    facts = KitFacts(target="orin", precisions=("fp32", "fp16"), folder=FOLDER)
+    report = sample_report().model_copy(update={"kits": (facts,), "not_built": missing})
+    (tmp_path / "build" / "report.json").write_text(to_json(report))
+    return tmp_path / "build"
+
+
+def candidate(precision: str, slim_ms: float, max_abs: float = 1e-4) -> dict[str, Any]:
+    bursts = [
+        [[round(ms * 1e6) + burst + run for run in range(10)] for burst in range(12)] for ms in (4.0, slim_ms)
+    ]
+    return {
+        "precision": precision,
+        "engines": {side: {"sha256": "e" * 64, "bytes": "1000", "version": "10.3.0"} for side in SIDES},
+        "parity": {side: {"max_abs": max_abs, "largest": 5.0, "top1_agreement": 1.0} for side in SIDES},
+        "taken": {"first_ns": [9_000_000, 8_000_000], "bursts_ns": bursts, "runs_per_burst": 10},
+        "gpu_ms": {side: [3.0, 2.0, 2.5] for side in SIDES},
+        "cuda_graph": dict.fromkeys(SIDES, "yes"),
+    }
+
+
+def board(build: Path, *candidates: dict[str, Any], **changes: object) -> Path:
+    """Write what a runner writes, and return the file."""
+    table = {
+        "schema": 1,
+        "kit_sha256": sha256_file(build / FOLDER / KIT),
+        "version": "10.3.0",
+        "expected_versions": ["8.6", "10.3"],
+        "device": {"name": "Orin", "compute_capability": "8.7", "cuda_driver": "12.6"},
+        "board": {"kernel": "5.15", "power_mode": "MAXN"},
+        "candidates": candidates,
+        **changes,
+    }
+    file = build.parent / "board-report.json"
+    file.write_text(json.dumps(table))
+    return file
+
+
+def test_results_of_a_board_take_the_place_of_what_was_not_built(build: Path) -> None:
+    before = load_report(build)
+    report = bring_back(build, board(build, candidate("fp32", 2.0), candidate("fp16", 1.0)))
+    assert report.results[: len(before.results)] == before.results
+    fp32, fp16 = report.results[len(before.results) :]
+    assert (fp16.target, fp16.precision, fp16.chosen, fp32.chosen) == ("orin", "fp16", True, False)
+    assert fp32.refused is not None
+    assert fp32.refused.startswith("not faster than fp16")
+    assert fp32.speedup.measured == pytest.approx(2.0, rel=1e-3)
+    assert (fp32.verdict, fp32.slim.top1, fp32.slim.agreement) == ("trusted", None, None)
+    assert fp32.slim.latency_ms.first == 8.0
+    assert fp32.protocol["slim_gpu_ms_median"] == 2.5
+    assert (fp32.device["tensorrt"], fp32.device["power_mode"]) == ("10.3.0", "MAXN")
+    assert report.not_built == ()
+    assert load_report(build) == report
+    assert "orin" in (build / "report.html").read_text()
+
+
+def test_board_is_taken_in_again_without_doubles(build: Path) -> None:
+    bring_back(build, board(build, candidate("fp32", 2.0)))
+    report = bring_back(build, board(build, candidate("fp32", 1.0)))
+    (orin,) = (one for one in report.results if one.target == "orin")
+    assert orin.speedup.measured == pytest.approx(4.0, rel=1e-3)
+    assert [one.precision for one in report.not_built] == ["fp16"]
+
+
+def test_precision_that_failed_on_the_board_says_why(build: Path) -> None:
+    report = bring_back(build, board(build, {"precision": "fp16", "failed": "no kernel for blocks.0"}))
+    assert [(one.precision, one.why) for one in report.not_built] == [
+        ("fp32", "elsewhere"),
+        ("fp16", "on the board: no kernel for blocks.0"),
+    ]
+
+
+@pytest.mark.parametrize("max_abs", [0.1, float("inf"), float("nan")])
+def test_engine_with_other_outputs_is_refused_and_the_report_stays(build: Path, max_abs: float) -> None:
+    before = (build / "report.json").read_bytes()
+    message = r"orin fp32: the dense engine's logits are up to .* allowed 0\.005, top-1 agreement 1\.0000"
+    with pytest.raises(ParityError, match=message):
+        bring_back(build, board(build, candidate("fp32", 2.0, max_abs)))
+    assert (build / "report.json").read_bytes() == before
+
+
+def test_report_of_another_kit_is_refused(build: Path) -> None:
+    file = board(build, candidate("fp32", 2.0), kit_sha256="f" * 64)
+    with pytest.raises(
+        OutputError, match=r"expected the report of a kit of this build \(orin/kit\), got .*ffffffffffff"
+    ):
+        bring_back(build, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"board-report\.json: damaged"),
+        ('{"schema": 1}', r"board-report\.json: damaged \(kit_sha256: Field required\)"),
+    ],
+)
+def test_damaged_report_is_named(build: Path, text: str, message: str) -> None:
+    file = build.parent / "board-report.json"
+    file.write_text(text)
+    with pytest.raises(OutputError, match=message):
+        bring_back(build, file)
+
+
+def test_report_that_is_not_there_is_named(build: Path) -> None:
+    with pytest.raises(OutputError, match=r"expected the file that a kit's run\.py wrote, found none"):
+        bring_back(build, build / "nothing.json")
+
+
+def test_report_of_another_schema_is_refused(build: Path) -> None:
+    with pytest.raises(OutputError, match="expected a board's report of schema 1, got 2"):
+        bring_back(build, board(build, candidate("fp32", 2.0), schema=2))

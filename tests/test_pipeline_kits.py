@@ -1,0 +1,110 @@
+"""Builds for targets that run elsewhere: what comes out, with and without a real parser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from real_tensorrt import env_of
+from toy_build import write_toy
+
+from edgevit.errors import BackendError
+from edgevit.pipeline import BuildOptions, build
+from edgevit.pipeline.kits import needs_kit
+from edgevit.pipeline.preflight import check_graphs
+from edgevit.recipe import load_recipe
+from edgevit.report.model import load_report
+from edgevit.target import Target, load_target
+
+BUILD = "import sys; from edgevit.cli import main; sys.argv = ['edgevit', *sys.argv[1:]]; main()"
+
+
+def run_build(recipe: Path, out: Path, target: str, env: dict[str, str]) -> None:
+    """Build in a process that imports the TensorRT of `env`."""
+    command = [sys.executable, "-c", BUILD, "build", str(recipe), "--out", str(out), "--target", target]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_board_gets_a_kit_and_the_report_says_how_to_go_on(tmp_path: Path) -> None:
+    report = build(load_recipe(write_toy(tmp_path)), tmp_path / "out", BuildOptions(("jetson-xavier-nx",)))
+    (facts,) = report.kits
+    assert (facts.target, facts.precisions, facts.folder) == (
+        "jetson-xavier-nx",
+        ("fp32",),
+        "jetson-xavier-nx/kit",
+    )
+    (missing,) = report.not_built
+    assert "take the folder jetson-xavier-nx/kit there, start `python3 run.py`" in missing.why
+    assert {one.side for one in report.preflights} == {"dense", "slim"}
+    assert report.results == ()
+    kit = tmp_path / "out" / facts.folder
+    table = json.loads((kit / "kit.json").read_text())
+    assert table["timing"] == load_target("jetson-xavier-nx", Path()).timing.model_dump(mode="json")
+    assert load_report(tmp_path / "out") == report
+    assert "--workspace" not in (kit / "build.sh").read_text()
+
+
+def test_stored_outputs_are_those_of_the_graph_in_the_kit(tmp_path: Path) -> None:
+    build(load_recipe(write_toy(tmp_path)), tmp_path / "out", BuildOptions(("jetson-nano",)))
+    kit = tmp_path / "out" / "jetson-nano" / "kit"
+    images = np.frombuffer((kit / "images.f32").read_bytes(), "<f4").reshape(-1, 3, 32, 32)
+    session = onnxruntime.InferenceSession(str(kit / "fp32" / "slim" / "model.onnx"))
+    assert session.get_modelmeta().custom_metadata_map["edgevit.version"]
+    wanted = np.frombuffer((kit / "fp32" / "slim" / "outputs.f32").read_bytes(), "<f4").reshape(
+        len(images), -1
+    )
+    for image, logits in zip(images[:4], wanted, strict=False):
+        (got,) = session.run(None, {"image": image[None]})
+        assert np.allclose(got[0], logits, atol=1e-4)
+
+
+@pytest.mark.tensorrt
+def test_kit_for_rtx_cards_has_engines_that_were_built_here(tmp_path: Path) -> None:
+    run_build(write_toy(tmp_path), tmp_path / "out", "nvidia-rtx", env_of("rtx-1.7"))
+    report = load_report(tmp_path / "out")
+    assert {(one.outcome, one.parser) for one in report.preflights} == {
+        ("accepted", "tensorrt_rtx_bindings 1.7.1.116")
+    }
+    kit = tmp_path / "out" / report.kits[0].folder
+    for side in ("dense", "slim"):
+        assert (kit / "fp32" / side / "model.engine").stat().st_size > 100_000
+    assert report.versions["tensorrt-rtx"] == "1.7.1.116"
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("version", ["10.15", "11.2"])
+def test_report_names_the_parser_that_accepted(tmp_path: Path, version: str) -> None:
+    run_build(write_toy(tmp_path), tmp_path / "out", "jetson-orin-nano", env_of(version))
+    report = load_report(tmp_path / "out")
+    assert [one.outcome for one in report.preflights] == ["accepted", "accepted"]
+    assert all(
+        one.parser and one.parser.startswith(f"tensorrt_bindings {version}.") for one in report.preflights
+    )
+
+
+def test_board_needs_a_kit_and_a_gpu_of_this_machine_none() -> None:
+    assert needs_kit(load_target("jetson-thor", Path()))
+    assert not needs_kit(Target(runtime="tensorrt", device="gpu"))
+
+
+def test_graph_that_the_parser_refuses_fails_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgevit.backends.preflight import Preflight
+    from edgevit.pipeline import preflight
+    from edgevit.pipeline.graphs import Form, Graph, Graphs
+
+    refused = Preflight("refused", "tensorrt 10.3", "the parser refuses the graph at blocks.3.attn (Foo): no")
+    monkeypatch.setattr(preflight, "ask_parser", lambda path: refused)
+    graph = Graph(tmp_path / "fp32.onnx", "", None)  # type: ignore[arg-type]
+    graphs = Graphs(Form(18, 1, False), {"dense": graph, "slim": graph}, {})
+    with pytest.raises(
+        BackendError, match=r"orin fp32: tensorrt 10\.3 does not take the dense graph.*blocks\.3\.attn"
+    ):
+        check_graphs(Target(name="orin", runtime="tensorrt", device="gpu"), ["fp32"], graphs)
