@@ -79,8 +79,18 @@ class TensorRTOptions(Strict):
     """Let later versions of the same major load the engine; from 8.6 on."""
     hardware_compatible: Literal["none", "ampere+", "same-compute-capability"] = "none"
     """Which other GPUs may load the engine; "ampere+" from 8.6 on, the other from the last 10.x on."""
+    timing_cache: str = ""
+    """File with kernel times that builds read and add to, relative to the target's file; kits take it along.
+    Empty: every build times its kernels anew."""
     pinned: bool = False
-    """Refuse to build where the kept timing cache lacks a layer, so that kernels stay; from 10.0 on."""
+    """Build from the times in `timing_cache` alone and refuse where it lacks a layer; from 10.0 on."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse pinned kernel times without the file that has them."""
+        if table.get("pinned") and not table.get("timing_cache"):
+            return [Problem("pinned", "expected timing_cache beside it, the file to take the times from")]
+        return []
 
 
 class Target(Strict):
@@ -151,4 +161,7 @@ def load_target(name_or_path: str, relative_to: Path) -> Target:
     """
     path = find_shipped("targets", name_or_path, relative_to)
     target = load_toml(path, Target)
-    return target if target.name else target.model_copy(update={"name": path.stem})
+    options, cache = target.tensorrt, target.tensorrt.timing_cache
+    if cache:
+        options = options.model_copy(update={"timing_cache": str((path.parent / cache).absolute())})
+    return target.model_copy(update={"name": target.name or path.stem, "tensorrt": options})

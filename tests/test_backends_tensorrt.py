@@ -15,7 +15,7 @@ from small_onnx import write_classifier
 
 from edgevit.backends import get_backend
 from edgevit.backends.graph_precision import graph_precision, require_graph_precision
-from edgevit.backends.tensorrt import build_options, read_side_file
+from edgevit.backends.tensorrt import TensorRT, build_options, read_side_file
 from edgevit.engine import BuildOptions
 from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.target import Precision, Target, TensorRTOptions
@@ -93,6 +93,29 @@ def test_options_of_a_target_reach_the_build() -> None:
         version_compatible=True,
         hardware_compatible="ampere+",
     )
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_kernel_times_are_used_again_and_added_to_unless_they_are_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    seen = []
+
+    def build_with_fake(self: TensorRT, onnx: Path, options: BuildOptions, out: Path) -> dict[str, str]:
+        seen.append((out / "timing.cache").read_bytes())
+        (out / "timing.cache").write_bytes(b"more times")
+        return {}
+
+    monkeypatch.setattr(TensorRT, "_build", build_with_fake)
+    monkeypatch.setattr(TensorRT, "check", lambda self: None)
+    (tmp_path / "kept.cache").write_bytes(b"times")
+    options = TensorRTOptions(
+        compute_capabilities=("8.6",), timing_cache=str(tmp_path / "kept.cache"), pinned=pinned
+    )
+    target = Target(name="rtx", runtime="tensorrt-rtx", device="gpu", tensorrt=options)
+    TensorRT("tensorrt-rtx").build(write_classifier(tmp_path / "m.onnx"), target, "fp32", tmp_path / "out")
+    assert seen == [b"times"]
+    assert (tmp_path / "kept.cache").read_bytes() == (b"times" if pinned else b"more times")
 
 
 def test_side_file_that_is_damaged_is_named(tmp_path: Path) -> None:

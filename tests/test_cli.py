@@ -363,6 +363,20 @@ def test_targets_file_whose_device_is_not_here_says_so_and_exits_with_its_code(t
     assert "Install the device's driver" in result.stdout
 
 
+def test_targets_board_is_by_kit_and_says_how() -> None:
+    result = edgevit("targets", "jetson-orin-nano")
+    assert result.exit_code == 6
+    assert "fp32 by kit" in result.stdout
+    assert "`edgevit build` writes a build kit for it" in " ".join(result.stdout.split())
+
+
+def test_report_import_of_no_file_is_an_error_and_of_two_builds_a_usage_error(tmp_path: Path) -> None:
+    result = edgevit("report", tmp_path / "a", tmp_path / "b", "--import", tmp_path / "board-report.json")
+    assert result.exit_code == 2
+    assert "expected one build directory beside --import, got 2" in " ".join(result.stderr.split())
+    assert edgevit("report", tmp_path, "--import", tmp_path / "board-report.json").exit_code == 2
+
+
 def test_targets_json_has_every_target_and_precision(tmp_path: Path) -> None:
     (tmp_path / "line-7.toml").write_text('runtime = "openvino"\ndevice = "npu"\n')
     result = edgevit("targets", "onnxruntime-cpu", tmp_path / "line-7.toml", "--json")

@@ -28,6 +28,14 @@ def test_load_target_own_file_is_read_relative_to_the_folder(tmp_path: Path) -> 
     assert target.timing.seconds == 2.0
 
 
+def test_load_target_finds_the_timing_cache_beside_its_file(tmp_path: Path) -> None:
+    text = 'runtime = "tensorrt"\ndevice = "gpu"\n[tensorrt]\ntiming_cache = "orin.cache"\npinned = true\n'
+    (tmp_path / "boards").mkdir()
+    (tmp_path / "boards" / "ours.toml").write_text(text)
+    target = load_target("boards/ours.toml", tmp_path)
+    assert target.tensorrt.timing_cache == str(tmp_path / "boards" / "orin.cache")
+
+
 def test_rules_have_the_names_of_the_plan() -> None:
     assert tuple(Rules.model_fields) == KINDS
 
@@ -56,6 +64,10 @@ def test_rules_have_the_names_of_the_plan() -> None:
         (
             'runtime = "tensorrt"\ndevice = "board"',
             r'tensorrt\.versions: expected the versions that the board has, such as \["8\.6", "10\.3"\]',
+        ),
+        (
+            'runtime = "tensorrt"\ndevice = "gpu"\ntensorrt = { pinned = true }',
+            r"tensorrt\.pinned: expected timing_cache beside it, the file to take the times from",
         ),
         (
             "tensorrt = { workspace_mb = 1 }",

@@ -7,6 +7,9 @@ its log; running is in this process.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,7 @@ from edgevit.backends.graph_precision import require_graph_precision
 from edgevit.backends.preflight import DiedError, ask_process
 from edgevit.backends.session import runtime_errors
 from edgevit.board import Installed, Options, Shape
+from edgevit.disk import atomic_write
 from edgevit.engine import (
     ENGINE,
     RUNTIME_CACHE,
@@ -87,7 +91,7 @@ class TensorRT:
         """Write `model.engine`, what it was built from beside it, and the timing cache; see `Backend.build`.
 
         Engines of one graph differ from build to build: TensorRT chooses kernels by timing them. With the
-        timing cache of an earlier build in `out` it chooses as before.
+        target's timing cache it chooses as before.
         """
         require_precision(self._runtime, precision, self.precisions)
         require_file(self._runtime, onnx)
@@ -96,7 +100,8 @@ class TensorRT:
         options = build_options(target, precision)
         device = self._device_to_build_on(target)
         out.mkdir(parents=True, exist_ok=True)
-        facts = self._build(onnx, options, out)
+        with _kernel_times(target, out):
+            facts = self._build(onnx, options, out)
         (out / SIDE_FILE).write_text(json.dumps(facts | device, indent=1, sort_keys=True) + "\n")
         return out / ENGINE
 
@@ -130,8 +135,10 @@ class TensorRT:
     def require(self, installed: Installed, target: Target, precision: Precision) -> None:
         """Refuse a machine without a CUDA device; see `Backend.require`."""
         if not installed.devices:
+            ahead = " `edgevit build` builds engines for other cards all the same, into a kit."
             raise BackendUnavailableError(
-                f"{self._runtime}: expected a CUDA device, found none ({'; '.join(installed.capabilities)})."
+                f"{self._runtime}: expected a CUDA device, found none: {'; '.join(installed.capabilities)}."
+                f"{ahead if self._runtime == 'tensorrt-rtx' else ''}"
             )
 
     def load(self, artefact: Path, target: Target, precision: Precision) -> Session:
@@ -155,6 +162,17 @@ class TensorRT:
         if "timing cache" in text:
             return f" Remove {TIMING_CACHE} beside the engine."
         return ""
+
+
+@contextmanager
+def _kernel_times(target: Target, out: Path) -> Iterator[None]:
+    """Lay the target's timing cache beside the engine for a build, and keep what the build adds to it."""
+    known = Path(target.tensorrt.timing_cache) if target.tensorrt.timing_cache else None
+    if known is not None and known.is_file():
+        shutil.copyfile(known, out / TIMING_CACHE)
+    yield
+    if known is not None and not target.tensorrt.pinned and (out / TIMING_CACHE).is_file():
+        atomic_write(known, (out / TIMING_CACHE).read_bytes())
 
 
 def build_options(target: Target, precision: Precision) -> BuildOptions:

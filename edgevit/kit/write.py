@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgevit.backends.files import artefact_files
 from edgevit.backends.tensorrt import build_options, read_side_file
 from edgevit.disk import sha256_file
-from edgevit.engine import ENGINE, FILE, KIT, REPORT
+from edgevit.engine import ENGINE, FILE, KIT, REPORT, TIMING_CACHE
 from edgevit.kit.trtexec import Graph, build_script
 from edgevit.target import Precision, Target
 
@@ -77,6 +77,8 @@ def write_kit(folder: Path, target: Target, candidates: Sequence[KitCandidate], 
         "images": entry,
         "candidates": [_write_candidate(folder, one) for one in candidates],
     }
+    if target.tensorrt.timing_cache and Path(target.tensorrt.timing_cache).is_file():
+        shutil.copyfile(target.tensorrt.timing_cache, folder / TIMING_CACHE)
     (folder / KIT).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     shutil.copyfile(FILE, folder / RUNNER)
     if target.tensorrt.versions:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from edgevit.backends import Backend, Session, get_backend
-from edgevit.disk import files_below, sha256_tree
+from edgevit.disk import files_below, sha256_file, sha256_tree
 from edgevit.export.links import cut_after, onnx_link
 from edgevit.export.parity import ONNX_TO_ARTEFACT, Limits, Link, Runner, check_parity, limits_for
 from edgevit.models.arch import Arch
@@ -74,6 +74,14 @@ class ArtefactPair:
         }
 
 
+def tensorrt_key(target: Target) -> JSON:
+    """Return what decides over an engine besides its graph; kernel times only where nothing else may."""
+    options = target.tensorrt
+    cache = Path(options.timing_cache)
+    pinned = sha256_file(cache) if options.pinned and cache.is_file() else None
+    return {**options.model_dump(mode="json", exclude={"memory_mb", "timing_cache"}), "times": pinned}
+
+
 @contextmanager
 def build_pair(stages: Stages, device: Device, graphs: Graphs) -> Iterator[ArtefactPair]:
     """Build both artefacts of a candidate; leaving the context frees the sessions.
@@ -103,8 +111,9 @@ def _build(stages: Stages, backend: Backend, device: Device, side: str, graph: G
         "runtime": target.runtime,
         "device": target.device,
         "precision": precision,
+        "tensorrt": tensorrt_key(target),
         "versions": backend.versions(),
-        "code": code_sha256("backends", "board"),
+        "code": code_sha256("backends", "board", "engine"),
     }
 
     def make(folder: Path) -> None:

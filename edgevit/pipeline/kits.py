@@ -10,6 +10,7 @@ import numpy as np
 
 from edgevit.backends import get_backend
 from edgevit.backends.tensorrt import read_gpu
+from edgevit.disk import sha256_file
 from edgevit.engine import ENGINE
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import INPUT_NAME
@@ -43,11 +44,13 @@ def make_kit(
         RecipeError: the target asks for what one of its TensorRT versions lacks.
     """
     graphs, probe = checked
+    times = Path(target.tensorrt.timing_cache)
     key: dict[str, JSON] = {
         "onnx": [graphs.by_side[side].sha256 for side in SIDES],
         "target": target.model_dump(mode="json"),
         "precisions": list(precisions),
         "images": probe.key,
+        "times": sha256_file(times) if times.is_file() else None,
         "versions": {} if target.device == "board" else get_backend(target.runtime).versions(),
         "code": code_sha256("kit", "engine", "backends", "pipeline/kits"),
     }
