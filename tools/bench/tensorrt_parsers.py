@@ -1,0 +1,124 @@
+"""Let TensorRT's real parsers read DeiT, Swin and CCT, and TensorRT-RTX build them, without a GPU.
+
+    python tools/tensorrt/fetch.py
+    python tools/bench/tensorrt_parsers.py
+
+Random weights: neither parsers nor sizes depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import record
+from record import Bound, Figure, Notebook, Row
+from subjects import TOLD, Cut, cut_model, use_threads
+
+from edgevit.backends.preflight import ask_parser, ask_process
+from edgevit.engine import ENGINE, BuildOptions
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.models.load import ModelSource, load_model
+from edgevit.plan import Counts
+from edgevit.slim import SlimOptions
+
+FETCH = Path(__file__).resolve().parents[1] / "tensorrt"
+CACHE = Path(os.environ.get("EDGEVIT_TENSORRT") or Path.home() / ".cache" / "edgevit" / "tensorrt")
+PARSERS = {"10.15": "tensorrt", "11.2": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
+CARDS = ("8.6", "8.9", "12.0")
+
+DENSE = Cut("dense", Counts())
+SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
+MERGED = Cut(
+    "the same, 80 tokens merged", Counts(qk_dim=32, vo_dim=48, hidden=384, tokens=[197] * 3 + [117] * 9)
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in one form."""
+
+    name: str
+    timm_name: str
+    cut: Cut
+    opset: int = 18
+    batch: int | None = 1
+
+
+SUBJECTS = (
+    Subject("DeiT-T", "deit_tiny_patch16_224", DENSE),
+    Subject("DeiT-T, opset 13", "deit_tiny_patch16_224", DENSE, opset=13),
+    Subject("DeiT-T, dynamic batch", "deit_tiny_patch16_224", DENSE, batch=None),
+    Subject("DeiT-T slim", "deit_tiny_patch16_224", SLIM),
+    Subject("DeiT-T slim and merged", "deit_tiny_patch16_224", MERGED),
+    Subject("DeiT-T slim and merged, opset 13", "deit_tiny_patch16_224", MERGED, opset=13),
+    Subject("DeiT-T distilled", "deit_tiny_distilled_patch16_224", DENSE),
+    Subject("DeiT-S", "deit_small_patch16_224", DENSE),
+    Subject("Swin-T", "swin_tiny_patch4_window7_224", DENSE),
+    Subject("CCT-7/3x1 at 32", "cct_7_3x1", DENSE),
+    Subject("DINOv2-S at 224", "vit_small_patch14_dinov2", DENSE),
+    Subject("DINOv3-S", "vit_small_patch16_dinov3", DENSE),
+)
+
+
+def measure(subject: Subject, folder: Path) -> Row:
+    """Export one model, show it to every parser, and build it for three generations of cards."""
+    size = {"img_size": 224} if "dinov2" in subject.timm_name else {}
+    dense = load_model(ModelSource(subject.timm_name, options=size)).model
+    model = dense if subject.cut is DENSE else cut_model(dense, subject.cut, SlimOptions("none"), None)
+    path = folder / "model.onnx"
+    export_onnx(model, path, ExportOptions(opset=subject.opset, batch=subject.batch))
+    cells: dict[str, Figure | str] = {}
+    refused = 0
+    for version, runtime in PARSERS.items():
+        found = ask_parser(path, [runtime], _env(version))
+        cells[f"parser of {version}"] = (
+            found.why if found.outcome == "accepted" else f"{found.outcome}: {found.why}"
+        )
+        refused += found.outcome != "accepted"
+    options = BuildOptions(precision="fp32", compute_capabilities=CARDS, batches=(1, 1, 32))
+    begin = time.perf_counter()
+    arguments = ["build", "tensorrt-rtx", str(path), json.dumps(asdict(options)), str(folder)]
+    answer = ask_process(arguments, _env("rtx-1.7"))
+    cells["seconds to build"] = f"{time.perf_counter() - begin:.1f}"
+    built = answer["answer"] == "built"
+    cells["MB of engine"] = f"{(folder / ENGINE).stat().st_size / 1e6:.1f}" if built else str(answer["words"])
+    cells["MB of ONNX"] = f"{path.stat().st_size / 1e6:.1f}"
+    cells["refused"] = Figure(refused + (not built), "d", None, Bound(0, 0))
+    return Row(subject.name, cells)
+
+
+def _env(version: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(CACHE / version), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def main() -> None:
+    """Show every subject to every parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    record.add_options(parser)
+    arguments = parser.parse_args()
+    known = tomllib.loads((FETCH / "versions.toml").read_text())
+    missing = [version for version in PARSERS if version not in known or not (CACHE / version).is_dir()]
+    if missing:
+        raise SystemExit(f"TensorRT {', '.join(missing)} not here: python tools/tensorrt/fetch.py")
+    use_threads(arguments.threads)
+    notebook = Notebook(quick=arguments.quick)
+    for subject in SUBJECTS[:1] if arguments.quick else SUBJECTS:
+        TOLD.say(subject.name)
+        with tempfile.TemporaryDirectory() as folder:
+            notebook.write("tensorrt-parsers", [measure(subject, Path(folder))])
+
+
+if __name__ == "__main__":
+    main()
