@@ -26,6 +26,7 @@ from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimViT
 from edgevit.models.load import ModelSource, load_model
 from edgevit.plan import Counts, plan_from_counts
+from edgevit.progress import silent
 from edgevit.slim import SlimOptions, slim_model
 from edgevit.slim.channels import cut_channels
 from edgevit.target import Runtime
@@ -115,7 +116,7 @@ def test_deit_tiny_is_accepted_by_all_and_its_engine_shrinks_with_it(tmp_path: P
         folder = tmp_path / name
         folder.mkdir()
         export_onnx(
-            slim_model(dense, plan, SlimOptions("none"), None), folder / "model.onnx", ExportOptions()
+            slim_model(dense, plan, SlimOptions("none"), None, silent), folder / "model.onnx", ExportOptions()
         )
         for version, runtime in PARSERS.items():
             found = ask_parser(folder / "model.onnx", [runtime], env_of(version))

@@ -84,6 +84,30 @@ def test_attributes_that_the_adapter_uses_exist_in(version: str) -> None:
     assert missing == []
 
 
+MEMBERS = {
+    "8.6": {"BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.VERSION_COMPATIBLE",
+            "NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "HardwareCompatibilityLevel.AMPERE_PLUS"},
+    "10.15": {"BuilderFlag.VERSION_COMPATIBLE", "BuilderFlag.ERROR_ON_TIMING_CACHE_MISS",
+              "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "HardwareCompatibilityLevel.AMPERE_PLUS",
+              "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"},
+    "11.2": {"BuilderFlag.VERSION_COMPATIBLE", "BuilderFlag.ERROR_ON_TIMING_CACHE_MISS",
+             "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "HardwareCompatibilityLevel.AMPERE_PLUS",
+             "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"},
+    "rtx-1.7": {"NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ComputeCapability.SM86",
+                "ComputeCapability.SM89", "ComputeCapability.SM120"},
+}  # fmt: skip
+"""Names that engine.py asks for as text, in the versions that it asks."""
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("version", VERSIONS)
+def test_flags_that_the_adapter_names_exist_in(version: str) -> None:
+    runtime = "tensorrt-rtx" if version.startswith("rtx") else "tensorrt"
+    command = [sys.executable, "-c", LOOK, str(CHECKOUT), runtime, json.dumps(sorted(MEMBERS[version]))]
+    done = subprocess.run(command, env=env_of(version), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])[1] == []
+
+
 DEVICE = {"name": "some GPU", "compute_capability": "8.7", "cuda_driver": "12.6"}
 
 
