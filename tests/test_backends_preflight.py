@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from real_tensorrt import env_of
 from small_onnx import write_classifier
 from test_export_onnx import ARCHS, RARE, exported
+from toy_choosers import chooser
 from toy_dinos import toy_dino
 from toy_streams import some_channels
 from toy_vits import toy_model
@@ -87,12 +88,12 @@ def narrow() -> SlimViT:
 
 @REAL
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, 13])
-@pytest.mark.parametrize("make", [rotary, narrow])
-def test_rotary_and_narrow_models_are_accepted_by_all(
-    tmp_path: Path, make: Callable[[], SlimViT], opset: int
+@pytest.mark.parametrize(("opset", "batch"), [(18, 1), (13, 1), (18, None)])
+@pytest.mark.parametrize("make", [rotary, narrow, chooser])
+def test_models_of_other_toys_are_accepted_by_all(
+    tmp_path: Path, make: Callable[[], SlimViT], opset: int, batch: int | None
 ) -> None:
-    export_onnx(make(), tmp_path / "model.onnx", ExportOptions(opset=opset))
+    export_onnx(make(), tmp_path / "model.onnx", ExportOptions(opset=opset, batch=batch))
     for version, runtime in PARSERS.items():
         found = ask_parser(tmp_path / "model.onnx", [runtime], env_of(version))
         assert found.outcome == "accepted", f"{version}: {found.why}"
