@@ -33,6 +33,7 @@ CACHE = Path(os.environ.get("EDGEVIT_TENSORRT") or Path.home() / ".cache" / "edg
 PARSERS = {"10.15": "tensorrt", "11.2": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
 CARDS = ("8.6", "8.9", "12.0")
 
+_HEAD = (("num_classes", 1000),)
 DENSE = Cut("dense", Counts())
 SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
 MERGED = Cut(
@@ -49,6 +50,8 @@ class Subject:
     cut: Cut
     opset: int = 18
     batch: int | None = 1
+    options: tuple[tuple[str, int], ...] = ()
+    """For timm: a classifier where there is none, and another image size."""
 
 
 SUBJECTS = (
@@ -62,15 +65,14 @@ SUBJECTS = (
     Subject("DeiT-S", "deit_small_patch16_224", DENSE),
     Subject("Swin-T", "swin_tiny_patch4_window7_224", DENSE),
     Subject("CCT-7/3x1 at 32", "cct_7_3x1", DENSE),
-    Subject("DINOv2-S at 224", "vit_small_patch14_dinov2", DENSE),
-    Subject("DINOv3-S", "vit_small_patch16_dinov3", DENSE),
+    Subject("DINOv2-S at 224", "vit_small_patch14_dinov2", DENSE, options=_HEAD + (("img_size", 224),)),
+    Subject("DINOv3-S", "vit_small_patch16_dinov3", DENSE, options=_HEAD),
 )
 
 
 def measure(subject: Subject, folder: Path) -> Row:
     """Export one model, show it to every parser, and build it for three generations of cards."""
-    size = {"img_size": 224} if "dinov2" in subject.timm_name else {}
-    dense = load_model(ModelSource(subject.timm_name, options=size)).model
+    dense = load_model(ModelSource(subject.timm_name, options=dict(subject.options))).model
     model = dense if subject.cut is DENSE else cut_model(dense, subject.cut, SlimOptions("none"), None)
     path = folder / "model.onnx"
     export_onnx(model, path, ExportOptions(opset=subject.opset, batch=subject.batch))
@@ -106,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--names", nargs="*", metavar="NAME", help="of the rows; default: all")
     record.add_options(parser)
     arguments = parser.parse_args()
     known = tomllib.loads((FETCH / "versions.toml").read_text())
@@ -114,7 +117,8 @@ def main() -> None:
         raise SystemExit(f"TensorRT {', '.join(missing)} not here: python tools/tensorrt/fetch.py")
     use_threads(arguments.threads)
     notebook = Notebook(quick=arguments.quick)
-    for subject in SUBJECTS[:1] if arguments.quick else SUBJECTS:
+    wanted = [one for one in SUBJECTS if not arguments.names or one.name in arguments.names]
+    for subject in wanted[:1] if arguments.quick else wanted:
         TOLD.say(subject.name)
         with tempfile.TemporaryDirectory() as folder:
             notebook.write("tensorrt-parsers", [measure(subject, Path(folder))])
