@@ -65,7 +65,7 @@ SUBJECTS = (
     Subject("DeiT-S", "deit_small_patch16_224", DENSE),
     Subject("Swin-T", "swin_tiny_patch4_window7_224", DENSE),
     Subject("CCT-7/3x1 at 32", "cct_7_3x1", DENSE),
-    Subject("DINOv2-S at 224", "vit_small_patch14_dinov2", DENSE, options=_HEAD + (("img_size", 224),)),
+    Subject("DINOv2-S at 224", "vit_small_patch14_dinov2", DENSE, options=(*_HEAD, ("img_size", 224))),
     Subject("DINOv3-S", "vit_small_patch16_dinov3", DENSE, options=_HEAD),
 )
 
