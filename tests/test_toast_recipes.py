@@ -194,6 +194,8 @@ def test_recipe_names_a_model_that_timm_has(short: str) -> None:
 
     model = load_recipe(NAMES[short]).recipe.model
     assert timm.is_model(model.name)
+    own = timm.get_pretrained_cfg(model.name)
+    assert model.options.get("num_classes", own.num_classes if own else 0) == 1000
     assert (model.options.get("global_pool") == "avg") == short.startswith("mae")
 
 
