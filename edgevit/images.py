@@ -103,6 +103,8 @@ class Images:
         """Images that were drawn but could not be read; above 0 only with on_corrupt = "skip"."""
         self.skipped_names = found.skipped
         """Which those are."""
+        self.digests = found.digests
+        """SHA-256 of each image's file, to know one set's images in another."""
         self.preprocess = preprocess
         self._rows = rows
         self._chosen = chosen
@@ -249,6 +251,7 @@ class _Found:
     kept: NDArray[np.int64]
     sha256: str
     skipped: tuple[str, ...]
+    digests: tuple[bytes, ...]
 
 
 def _examine(
@@ -257,15 +260,17 @@ def _examine(
     digest = hashlib.sha256(json.dumps(preprocess_to_json(preprocess), sort_keys=True).encode())
     kept: list[np.int64] = []
     skipped: list[str] = []
+    digests: list[bytes] = []
     for done, (index, (data, where)) in enumerate(zip(chosen, rows.read(chosen), strict=True), start=1):
         if skip and not _readable(data, preprocess):
             skipped.append(where)
         else:
             kept.append(index)
-            digest.update(hashlib.sha256(data).digest())
+            digests.append(hashlib.sha256(data).digest())
+            digest.update(digests[-1])
             digest.update(b"-" if rows.labels is None else str(rows.labels[index]).encode())
         progress("images read", done, len(chosen))
-    return _Found(chosen[:0] if not kept else _int64(kept), digest.hexdigest(), tuple(skipped))
+    return _Found(_int64(kept), digest.hexdigest(), tuple(skipped), tuple(digests))
 
 
 def _int64(values: list[np.int64]) -> NDArray[np.int64]:

@@ -45,6 +45,10 @@ name = {name}
 #   method = "patch-similarity"  # patches that resemble others; needs no images
 #   tokens_drop = 0.25
 #   strategy = "clusters"
+#   [[prune]]
+#   method = "effiselect"  # heads and neurons, by gates that are learnt from the labels of [calibration]
+#   heads_drop = 0.3
+#   hidden_drop = 0.5
 
 [slim]
 dead_tokens = {dead_tokens}

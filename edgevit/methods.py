@@ -16,6 +16,7 @@ from pydantic import Field
 
 from edgevit.plan import Decided, NeuronScore, Redundancy
 from edgevit.schema import Problem, Strict
+from edgevit.training import TrainingKeys
 
 Count = Annotated[int, Field(ge=1)]
 PerBlock = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -33,10 +34,21 @@ class MethodOptions(Strict):
 
     decides: ClassVar[Mapping[str, Decided]]
     """From an option to the kind of cut that it decides."""
+    budgets: ClassVar[frozenset[str]] = frozenset()
+    """Options that decide all of those kinds at once."""
     needs_images: ClassVar[frozenset[str]] = frozenset()
     """Options for which it looks at calibration images, where they are given; "method" always is."""
     leaves_mean: ClassVar[bool] = False
     """Whether what it cuts leaves its mean in a bias where rows are plainly cut."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it learns from labelled calibration images what may go."""
+
+    @classmethod
+    def decided_by(cls, option: str) -> list[Decided]:
+        """Return the kinds of cut that an option decides; none where it is no such option."""
+        if option in cls.budgets:
+            return list(dict.fromkeys(cls.decides.values()))
+        return [cls.decides[option]] if option in cls.decides else []
 
     @classmethod
     def looks_at_images(cls, given: Mapping[str, object]) -> bool:
@@ -178,7 +190,63 @@ class PatchSimilarity(MethodOptions):
         return problems
 
 
-Method = CoupledDims | TokenChannels | PatchSimilarity
+class SearchSection(TrainingKeys):
+    """The training by which a method learns what may go."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the images, >= 1."""
+    batch: int = Field(default=64, ge=1)
+    """Images of a step, >= 1."""
+
+
+class EffiSelect(MethodOptions):
+    """Heads and hidden neurons by gates that are learnt from labels, over all blocks at once."""
+
+    decides: ClassVar[Mapping[str, Decided]] = {"heads_drop": "heads", "hidden_drop": "hidden"}
+    budgets: ClassVar[frozenset[str]] = frozenset({"macs"})
+    needs_labels: ClassVar[bool] = True
+
+    method: Literal["effiselect"]
+    """The method's name."""
+    heads_drop: Drop | None = None
+    """Share of all heads of the model that is removed, 0..1; every block keeps one."""
+    hidden_drop: Drop | None = None
+    """Share of all hidden neurons of the model that is removed, 0..1; every block keeps one, or `align`."""
+    macs: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the dense model's MACs that the slim model may have, 0..1, in place of both shares."""
+    align: Count = 1
+    """Counts of neurons are rounded up to a multiple of this, >= 1."""
+    weights: Literal["pretrained", "searched"] = "pretrained"
+    """Slim the dense model; or what the search made of it, with the gates folded in."""
+    train: Literal["all", "gates"] = "all"
+    """What the search trains: weights and gates, or the gates alone, which takes fewer steps to settle."""
+    gate_lr: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
+    """Highest learning rate of the gates, > 0."""
+    heads_weight: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
+    """Weight of the sum of the heads' gates in the loss, >= 0."""
+    hidden_weight: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
+    """Weight of the sum of the neurons' gates in the loss, >= 0."""
+    search: SearchSection = SearchSection()
+    """The training of the gates, on the labelled images of [calibration]."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a method that decides nothing, or by shares and a budget at once."""
+        if "macs" not in table:
+            return _amount_problems(
+                table, cls.decides, "Give heads_drop = 0.3 and hidden_drop = 0.5, or macs = 0.6."
+            )
+        return [
+            Problem(option, "given beside macs. Keep one of the two.")
+            for option in cls.decides
+            if option in table
+        ]
+
+
+LearningMethod = EffiSelect
+"""The options of a method that learns from labels what may go: it has `search` and `weights`."""
+
+Method = CoupledDims | TokenChannels | PatchSimilarity | EffiSelect
 """The options of one method."""
 MethodTable = Annotated[Method, Field(discriminator="method")]
 """How a file gives them."""
@@ -194,6 +262,11 @@ METHODS: Mapping[str, type[Method]] = {
 def need_images(methods: Sequence[Method]) -> bool:
     """Say whether one of the methods looks at calibration images."""
     return any(options.looks_at_images(options.model_dump(exclude_unset=True)) for options in methods)
+
+
+def learning_methods(methods: Sequence[Method]) -> list[tuple[int, LearningMethod]]:
+    """Return the methods that learn from labels, each with its place."""
+    return [(place, options) for place, options in enumerate(methods) if isinstance(options, LearningMethod)]
 
 
 def _amount_problems(

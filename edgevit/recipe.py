@@ -21,7 +21,7 @@ from edgevit.plan import Recover
 from edgevit.schema import FolderName, OptionValue, Problem, Strict, load_toml, problems_text, section
 from edgevit.shipped import find_shipped
 from edgevit.target import DEFAULT_TARGET, Opset, Precision, repeated_precisions
-from edgevit.training import TrainingPrecision
+from edgevit.training import TrainingKeys
 
 Prefer = Literal["fastest", "all"]
 
@@ -99,27 +99,38 @@ class SlimSection(Strict):
     """Leave out what the last block computes for tokens that the head does not read; the output stays."""
 
 
-class TuneSection(Strict):
-    """Distillation of the slim model from the dense one after slimming; absent: no training."""
+class TuneSection(TrainingKeys):
+    """Training of the slim model after slimming, by the dense one's answers or by labels; absent: none."""
 
-    epochs: int = Field(default=6, ge=1)
-    """Passes over the images, >= 1."""
-    lr: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
-    """Highest learning rate, > 0; it rises and falls in one cycle."""
-    batch: int = Field(default=25, ge=1)
-    """Images of a step, >= 1."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the order, the flips and the crops, >= 0."""
-    precision: TrainingPrecision = "auto"
-    """What matrix products are computed in; auto: bf16 where the device has instructions for it."""
+    logits: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight of the dense model's answers in the loss, >= 0."""
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divides both models' logits, > 0; above 1, the less likely classes count more."""
     hidden_states: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the error of the hidden states beside that of the logits, >= 0."""
-    images: int | None = Field(default=None, ge=1)
-    """Images drawn from the calibration set, >= 1; default: those of [calibration]."""
-    checkpoint_steps: int = Field(default=50, ge=1)
-    """Steps after which an interrupted training can go on, >= 1."""
+    labels: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the cross-entropy with the calibration set's labels, >= 0; 0: labels are not read."""
+    validation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the images held out to choose the best epoch on, 0..0.5; 0: the last is the result."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the moving average of weights that becomes the result, 0..1; absent: there is none."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a loss of nothing, and keys that nothing reads."""
+        weights = [table.get(key, cls.model_fields[key].default) for key in _LOSSES]
+        problems = []
+        if not any(weights):
+            text = "with logits, hidden_states and labels at 0 nothing is learnt. Raise one of them."
+            problems.append(Problem("logits", text))
+        if "smoothing" in table and not table.get("labels"):
+            problems.append(
+                Problem("smoothing", "only labels are smoothed. Take this key out, or add labels = 1.0.")
+            )
+        return problems
+
+
+_LOSSES = ("logits", "hidden_states", "labels")
 
 
 class ExportSection(Strict):
@@ -239,14 +250,12 @@ def _prune_conflicts(table: Mapping[str, object]) -> list[Problem]:
     for where, method in _methods_of(table):
         own: dict[str, str] = {}
         options = METHODS.get(str(method.get("method")))
-        decides = options.decides if options else {}
-        for option in method:
-            kind = decides.get(option)
+        decided = [] if options is None else [(o, kind) for o in method for kind in options.decided_by(o)]
+        for option, kind in decided:
             if kind in by:
-                problems.append(
-                    Problem(f"{where}.{option}", f"{by[kind]} decides this. Keep one of the two.")
-                )
-            elif kind is not None:
+                text = f"{by[kind]} decides this. Keep one of the two."
+                problems.append(Problem(f"{where}.{option}", text))
+            else:
                 own.setdefault(kind, f"{where}.{option}")
         by |= own
     return problems
@@ -270,6 +279,10 @@ def _missing_sections(table: Mapping[str, object]) -> list[Problem]:
         text = "missing; [tune] needs images to train on. Add [calibration], which needs no labels."
         problems.append(Problem("calibration", text))
     methods = [(str(method.get("method")), method) for _, method in _methods_of(table)]
+    learning = [name for name, _ in methods if name in METHODS and METHODS[name].needs_labels]
+    if learning and "calibration" not in table:
+        text = f'missing; prune.method = "{learning[0]}" learns from labelled images. Add [calibration].'
+        problems.append(Problem("calibration", text))
     blind = [name for name, given in methods if name in METHODS and METHODS[name].looks_at_images(given)]
     if blind and "calibration" not in table:
         text = f'missing; prune.method = "{blind[0]}" looks at unlabelled images. Add [calibration].'

@@ -290,7 +290,8 @@ def _kinds_at(kind: type[Strict], path: Sequence[str | int]) -> list[type[Strict
         if len(kinds) > 1:
             kinds = [one for one in kinds if (key,) in _literals(one)] or kinds
         elif key in kinds[0].model_fields:
-            kinds = _stricts_in(kinds[0].model_fields[key].annotation) or kinds
+            below = dict.fromkeys(_stricts_in(kinds[0].model_fields[key].annotation))
+            kinds = list(below) or kinds
     return kinds
 
 

@@ -1,14 +1,21 @@
-"""How a model is trained: the options of a training, as data."""
+"""How a model is trained: the options of a training, and what a recipe may say of them (data)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
+from edgevit.schema import Strict
+
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 """What matrix products are computed in; "auto" is bf16 where the device has instructions for it."""
 
 Schedule = Literal["one-cycle", "cosine"]
+
+Augment = Literal["crop", "standard"]
+"""How training images are varied: flips and crops, or all that timm trains with."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,48 @@ class Training:
             raise ValueError(f"warmup: expected a share >= 0 and < 1, got {self.warmup}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a decay between 0 and 1, got {self.ema}")
+
+
+class TrainingKeys(Strict):
+    """What a recipe may say to every training."""
+
+    epochs: int = Field(default=6, ge=1)
+    """Passes over the images, >= 1."""
+    lr: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
+    """Highest learning rate, > 0."""
+    batch: int = Field(default=25, ge=1)
+    """Images of a step, >= 1."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order, of augmentation and of what is dropped at random, >= 0."""
+    precision: TrainingPrecision = "auto"
+    """What matrix products are computed in; auto: bf16 where the device has instructions for it."""
+    schedule: Schedule = "one-cycle"
+    """How the learning rate rises and falls: in half a cosine both ways, or in a line and half a cosine."""
+    warmup: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises, 0..1."""
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """Of matrices, >= 0; biases, norms and gates have none."""
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each label that is spread over all classes, 0..1."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Share of images for which the last block's branches are left out of a step, 0..1; 0 in the first."""
+    augment: Augment = "crop"
+    """Flips and crops; or timm's standard: RandAugment, colour, erasing, mixup and cutmix as well."""
+    images: int | None = Field(default=None, ge=1)
+    """Images drawn from the calibration set, >= 1; default: those of [calibration]."""
+    checkpoint_steps: int = Field(default=50, ge=1)
+    """Steps after which an interrupted training can go on, >= 1."""
+
+    def training(self, precision: TrainingPrecision) -> Training:
+        """Return the options of the training, with its precision decided."""
+        return Training(
+            epochs=self.epochs,
+            lr=self.lr,
+            batch=self.batch,
+            seed=self.seed,
+            precision=precision,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            checkpoint_steps=self.checkpoint_steps,
+        )

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from edgevit.errors import RecipeError
-from edgevit.methods import METHODS, CoupledDims, PatchSimilarity, TokenChannels, need_images
+from edgevit.methods import (
+    METHODS,
+    CoupledDims,
+    EffiSelect,
+    PatchSimilarity,
+    TokenChannels,
+    learning_methods,
+    need_images,
+)
 from edgevit.recipe import Recipe, load_recipe
 
 LEAST = '[model]\nname = "deit_tiny_patch16_224"\n'
@@ -53,14 +61,50 @@ def test_methods_that_measure_need_images() -> None:
 
 
 def test_methods_are_known_by_the_name_that_a_recipe_says() -> None:
-    assert list(METHODS) == ["coupled-dims", "token-channels", "patch-similarity"]
+    assert list(METHODS) == ["coupled-dims", "token-channels", "patch-similarity", "effiselect"]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_decides_by_options_that_it_has(name: str) -> None:
     assert METHODS[name].decides
     assert METHODS[name].decides.keys() <= METHODS[name].model_fields.keys()
-    assert set(METHODS[name].decides.values()) - {"mlp_inputs"} <= METHODS[name].model_fields.keys()
+    assert METHODS[name].budgets <= METHODS[name].model_fields.keys()
+
+
+def test_budget_decides_every_kind_of_its_method() -> None:
+    assert EffiSelect.decided_by("macs") == ["heads", "hidden"]
+    assert EffiSelect.decided_by("heads_drop") == ["heads"]
+    assert EffiSelect.decided_by("align") == []
+
+
+def test_learning_methods_are_told_with_their_places() -> None:
+    select = EffiSelect(method="effiselect", macs=0.6)
+    assert learning_methods([CoupledDims(method="coupled-dims", qk_dim=8), select]) == [(1, select)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", r'prune\.method: "effiselect" is not told how much to cut \(heads_drop, hidden_drop\)'),
+        ("macs = 0.6\nheads_drop = 0.3", r"prune\.heads_drop: given beside macs"),
+        ("macs = 1.2", r"prune\.macs: expected .*1.*got 1\.2"),
+        ("heads_drop = 1.0", r"prune\.heads_drop: expected .*1.*got 1\.0"),
+        ("heads_drop = -0.1", r"prune\.heads_drop: "),
+        ("heads_drop = 0.3\nsearch = { epoch = 1 }", r'prune\.search\.epoch: .*Did you mean "epochs"'),
+        ("heads_drop = 0.3\n[plan]\nheads = 2", r"prune\.heads_drop: plan\.heads decides this"),
+        ("macs = 0.6\n[plan]\nhidden = 64", r"prune\.macs: plan\.hidden decides this"),
+    ],
+)
+def test_effiselect_impossible_options_are_named(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        load(tmp_path, IMAGES + '[prune]\nmethod = "effiselect"\n' + text)
+
+
+def test_effiselect_without_calibration_asks_for_labelled_images(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r'calibration: missing; prune\.method = "effiselect" learns from labelled'
+    ):
+        load(tmp_path, '[prune]\nmethod = "effiselect"\nheads_drop = 0.3')
 
 
 @pytest.mark.parametrize(
@@ -69,12 +113,12 @@ def test_method_decides_by_options_that_it_has(name: str) -> None:
         (
             "[prune]",
             "prune.method: missing; this key is required. Known here: coupled-dims, token-channels, "
-            "patch-similarity.",
+            "patch-similarity, effiselect.",
         ),
         (
             '[prune]\nmethod = "coupled-dim"',
             'prune.method: unknown name "coupled-dim". Did you mean "coupled-dims"? '
-            "Known here: coupled-dims, token-channels, patch-similarity.",
+            "Known here: coupled-dims, token-channels, patch-similarity, effiselect.",
         ),
         ('prune = "coupled-dims"', "model.prune: unknown key."),
         (

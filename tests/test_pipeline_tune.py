@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_build import write_toy
+from toy_build import write_images, write_toy
 
 from edgevit.disk import sha256_file
-from edgevit.errors import MeasurementError, TrainingError
+from edgevit.errors import ImagesError, MeasurementError, TrainingError
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.load import load_saved
 from edgevit.pipeline import build
@@ -119,6 +119,46 @@ def test_tune_slim_changed_option_trains_anew(toy: Path, tmp_path: Path) -> None
     second, stages = tune(changed, tmp_path)
     assert [stage.name for stage in stages.facts if not stage.reused] == ["tune"]
     assert second.facts.loss_first > first.facts.loss_first
+
+
+LABELS = (
+    'labels = 1.0\nsmoothing = 0.0\ndrop_path = 0.1\naugment = "standard"\nvalidation = 0.25\nema = 0.9\n'
+)
+
+
+def test_tune_slim_with_labels_chooses_an_epoch_on_images_held_out(tmp_path: Path) -> None:
+    write_images(tmp_path / "evaluation", 24, seed=1)
+    found, _ = tune(write_toy(tmp_path, more=TUNE + LABELS), tmp_path / "out")
+    assert found.facts.labelled
+    assert len(found.facts.validation) == 2
+    assert found.facts.best_epoch == found.facts.validation.index(max(found.facts.validation)) + 1
+    assert all((6 * score).is_integer() for score in found.facts.validation)  # 6 of 24 were held out
+
+
+def test_tune_slim_with_evaluation_images_among_those_learnt_from_is_refused(tmp_path: Path) -> None:
+    recipe = write_toy(
+        tmp_path, more=TUNE + "validation = 0.25\n"
+    )  # the same seeded images under other names
+    with pytest.raises(
+        ImagesError,
+        match=r"evaluation\.toml: \d+ of the 24 \[evaluation\] images are among those that \[tune\]",
+    ):
+        tune(recipe, tmp_path / "out")
+
+
+def test_tune_slim_with_labels_that_are_missing_is_refused_before_any_training(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, more=TUNE + "labels = 1.0\n")
+    (tmp_path / "calibration.toml").write_text('kind = "folder"\npath = "calibration"\nlabel = ""\n')
+    with pytest.raises(
+        ImagesError, match=r"calibration\.toml: tune\.labels learns from labels, and this set"
+    ):
+        tune(recipe, tmp_path / "out")
+
+
+def test_tune_slim_with_too_few_images_to_hold_any_out_is_refused(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, more=TUNE + "validation = 0.01\n")
+    with pytest.raises(ImagesError, match=r"tune\.validation: 0\.01 of 24 images is 0; expected 1\.\.23"):
+        tune(recipe, tmp_path / "out")
 
 
 def test_tune_slim_without_recovery_trains_on_the_calibration_images(tmp_path: Path) -> None:

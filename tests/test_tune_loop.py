@@ -10,18 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy_training import SAMPLES, TRAINING, Noise, Regression, checkpoint_in, weights
+from toy_training import SAMPLES, TRAINING, Noise, Regression, SparseRegression, checkpoint_in, weights
 
 from edgevit.errors import TrainingError, WeightsError
 from edgevit.training import Training
 from edgevit.tune.loop import Trained, train_
+from edgevit.tune.objective import Group, Objective
 
 STEPS = 16
 
 
-def trained_weights(training: Training = TRAINING) -> tuple[dict[str, Tensor], Trained]:
+def trained_weights(
+    training: Training = TRAINING, kind: type[Regression] = Regression
+) -> tuple[dict[str, Tensor], Trained]:
     """Return the weights of a training that nothing interrupts."""
-    objective = Regression()
+    objective = kind()
     return_value = train_(objective, Noise(), training)
     return weights(objective), return_value
 
@@ -71,20 +74,40 @@ def test_train_leaves_the_callers_random_numbers() -> None:
 
 @pytest.mark.parametrize("step", [2, 3, 6, 7, 15])
 @pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("kind", [Regression, SparseRegression])
 def test_train_interrupted_within_an_epoch_ends_with_the_same_bits(
-    tmp_path: Path, step: int, ema: float | None
+    tmp_path: Path, step: int, ema: float | None, kind: type[Regression]
 ) -> None:
     training = dataclasses.replace(TRAINING, ema=ema)
-    expected, whole = trained_weights(training)
+    expected, whole = trained_weights(training, kind)
     with pytest.raises(KeyboardInterrupt):
-        train_(Regression(), Noise(), training, checkpoint_in(tmp_path), stop_at(step))
-    objective, steps = Regression(), []
+        train_(kind(), Noise(), training, checkpoint_in(tmp_path), stop_at(step))
+    objective, steps = kind(), []
     found = train_(
         objective, Noise(), training, checkpoint_in(tmp_path), lambda _, done, total: steps.append(done)
     )
     assert steps == list(range(step // 3 * 3 + 1, STEPS + 1))
     assert equal(weights(objective), expected)
     assert found.epoch_losses == whole.epoch_losses
+
+
+def test_train_step_after_each_step_makes_true_zeros() -> None:
+    found, _ = trained_weights(kind=SparseRegression)
+    plain, _ = trained_weights()
+    assert (found["trained.weight"] == 0).any()
+    assert not (plain["trained.weight"] == 0).any()
+
+
+def test_train_group_of_rate_zero_stays() -> None:
+    class HalfFrozen(Regression):
+        def groups(self) -> tuple[Group, ...]:
+            return Group(("trained.weight",)), Group(("trained.bias",), rate=0.0)
+
+    objective = HalfFrozen()
+    before = weights(objective)
+    train_(objective, Noise(), TRAINING)
+    assert torch.equal(objective.trained.bias, before["trained.bias"])
+    assert not torch.equal(objective.trained.weight, before["trained.weight"])
 
 
 def test_train_finished_checkpoint_is_loaded_not_trained_on(tmp_path: Path) -> None:
@@ -120,7 +143,7 @@ def test_train_loss_that_is_no_number_names_step_and_checkpoint(tmp_path: Path) 
 
 
 def test_train_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
-    class RootAtZero(nn.Module):
+    class RootAtZero(Objective):
         """Its loss at 0 is finite, its gradient is not."""
 
         def __init__(self) -> None:
@@ -153,6 +176,13 @@ def test_train_checkpoint_of_another_training_is_refused(
         train_(Regression(), Noise(), training, checkpoint_in(tmp_path, belongs_to))
 
 
+def test_train_checkpoint_of_other_groups_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_(Regression(), Noise(), TRAINING, checkpoint_in(tmp_path), stop_at(4))
+    with pytest.raises(WeightsError, match="of another training"):
+        train_(SparseRegression(), Noise(), TRAINING, checkpoint_in(tmp_path))
+
+
 def test_train_other_checkpoint_steps_go_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_(Regression(), Noise(), TRAINING, checkpoint_in(tmp_path), stop_at(4))
@@ -179,10 +209,10 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from toy_training import TRAINING, Noise, Regression
+from toy_training import TRAINING, Noise, SparseRegression
 from edgevit.tune.loop import train_
 from accelerate import PartialState
-objective = Regression(dropout=0.0)
+objective = SparseRegression(dropout=0.0)
 found = train_(objective, Noise(), TRAINING)
 state = PartialState()
 if state.is_main_process:
@@ -203,12 +233,88 @@ def test_train_on_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script,
          tmp_path / "two.safetensors"],
         check=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": tests, "ACCELERATE_USE_CPU": "true"},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "ACCELERATE_USE_CPU": "true",
+        },
     )  # fmt: skip
-    objective = Regression(dropout=0.0)
+    objective = SparseRegression(dropout=0.0)
     alone = train_(objective, Noise(), TRAINING)
     processes, losses = eval((tmp_path / "two.safetensors.losses").read_text())
     assert processes == 2
     assert losses == pytest.approx(alone.epoch_losses, rel=1e-5)
     two, one = load_file(tmp_path / "two.safetensors"), objective.state_dict()
     assert all(torch.allclose(two[name], one[name], rtol=1e-4, atol=1e-5) for name in one)
+
+
+class Judged(Regression):
+    """Scores weights by how near the first of them is to a wanted number."""
+
+    wanted = 0.0
+
+    def judge(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        assert not self.training
+        return -(self.trained.weight[0, 0] - self.wanted).abs().expand(len(inputs))
+
+
+def judged(wanted: float) -> Judged:
+    objective = Judged()
+    objective.wanted = wanted
+    return objective
+
+
+def first_weights(ema: float | None) -> list[float]:
+    """Return the first weight of the result behind each of the toy training's epochs."""
+    found: list[float] = []
+
+    class Spy(Judged):
+        def judge(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+            found.append(self.trained.weight.detach()[0, 0].item())
+            return super().judge(inputs, targets)
+
+    train_(Spy(), Noise(), dataclasses.replace(TRAINING, ema=ema), held_out=Noise())
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("best", [1, 2, 4])
+def test_train_with_samples_held_out_ends_with_the_best_epoch(
+    tmp_path: Path, best: int, ema: float | None
+) -> None:
+    training = dataclasses.replace(TRAINING, ema=ema)
+    after = first_weights(ema)
+    assert len(after) == 4
+    objective = judged(after[best - 1])
+    found = train_(objective, Noise(), training, held_out=Noise())
+    assert (found.best_epoch, len(found.scores), found.scores[best - 1]) == (best, 4, 0.0)
+    assert objective.trained.weight.detach()[0, 0].item() == after[best - 1]
+    for step in (3, 7, 14):
+        file = checkpoint_in(tmp_path / str(step))
+        file.path.parent.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            train_(judged(after[best - 1]), Noise(), training, file, stop_at(step), Noise())
+        again = judged(after[best - 1])
+        assert train_(again, Noise(), training, file, held_out=Noise()).scores == found.scores
+        assert equal(weights(again), weights(objective))
+
+
+def test_train_with_samples_held_out_learns_nothing_from_them() -> None:
+    plain, _ = trained_weights()
+    objective = judged(1e9)  # never reached: the last epoch may still be the nearest
+    found = train_(objective, Noise(), TRAINING, held_out=Noise())
+    assert found.scores != ()
+    if found.best_epoch == 4:
+        assert equal(weights(objective), plain)
+
+
+def test_train_checkpoint_without_held_out_samples_is_another_training(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_(Judged(), Noise(), TRAINING, checkpoint_in(tmp_path), stop_at(4))
+    with pytest.raises(WeightsError, match="of another training"):
+        train_(Judged(), Noise(), TRAINING, checkpoint_in(tmp_path), held_out=Noise())
+
+
+def test_train_objective_that_cannot_judge_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="Regression has no score"):
+        train_(Regression(), Noise(), TRAINING, held_out=Noise())

@@ -34,9 +34,9 @@ def toy_weights() -> bytes:
     return save(model.state_dict())
 
 
-def write_images(folder: Path, count: int, classes: int = 2) -> None:
+def write_images(folder: Path, count: int, classes: int = 2, seed: int = 0) -> None:
     """Write seeded coarse patterns as PNG files into one sub-folder per class."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     for index in range(count):
         below = folder / str(index % classes)
         below.mkdir(parents=True, exist_ok=True)

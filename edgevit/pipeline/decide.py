@@ -10,7 +10,8 @@ from edgevit.methods import need_images
 from edgevit.models.anatomy import read_anatomy
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
-from edgevit.pipeline.models import PLAN_FILE, Saved
+from edgevit.pipeline.models import PLAN_FILE
+from edgevit.pipeline.search import Searched
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import (
     KINDS,
@@ -28,25 +29,25 @@ from edgevit.prune import run_methods
 from edgevit.store import JSON
 
 
-def make_plan(stages: Stages, inputs: Inputs, dense: Saved, images: Images | None) -> Plan:
+def make_plan(stages: Stages, inputs: Inputs, searched: Searched, images: Images | None) -> Plan:
     """Turn the recipe's counts, and then its methods, into a plan that the model and every target can take.
 
     Args:
         stages: runs the methods.
         inputs: the recipe and its targets.
-        dense: the model that is planned for.
+        searched: the model that is planned for, and what methods have learnt.
         images: calibration images; None where no method looks at them.
 
     Raises:
         PlanError: every count that does not fit.
     """
-    recipe, anatomy = inputs.recipe.recipe, read_anatomy(dense.loaded.model.arch)
+    recipe, anatomy = inputs.recipe.recipe, read_anatomy(searched.start.loaded.model.arch)
     # On by default; where the head reads all tokens that only matters to a recipe that asked for it.
     asked = "dead_tokens" in recipe.slim.model_fields_set
     dead = recipe.slim.dead_tokens and (asked or anatomy.read_tokens is not None)
     by_hand = plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
     if recipe.methods:
-        plan = _prune(stages, inputs, dense, by_hand, images)
+        plan = _prune(stages, inputs, searched, by_hand, images)
     decided = [kind for kind in KINDS if _column(plan, kind) != _column(by_hand, kind)]
     for wanted in inputs.wanted:
         multiples = {kind: int(getattr(wanted.target.rules, kind)) for kind in KINDS}
@@ -58,20 +59,22 @@ def _column(plan: Plan, kind: Kind) -> list[int]:
     return [count_of(block, kind) for block in plan.blocks]
 
 
-def _prune(stages: Stages, inputs: Inputs, dense: Saved, plan: Plan, images: Images | None) -> Plan:
+def _prune(stages: Stages, inputs: Inputs, searched: Searched, plan: Plan, images: Images | None) -> Plan:
     """Run the recipe's methods as a stage of their own."""
     methods = inputs.recipe.recipe.methods
     key: dict[str, JSON] = {
-        "dense": dense.sha256,
+        "model": searched.start.sha256,
         "plan": plan_text(plan),
         "methods": [options.model_dump(mode="json") for options in methods],
+        "scores": {str(place): sha256 for place, sha256 in searched.sha256.items()},
         "images": images_key(images) if need_images(methods) else None,
         "versions": library_versions(("torch", "numpy")),
-        "code": code_sha256("prune", "methods", "models", "plan"),
+        "code": code_sha256("prune", "methods", "models", "plan", "cost"),
     }
 
     def make(folder: Path) -> None:
-        decided = run_methods(dense.loaded.model, plan, methods, images, stages.progress)
+        model = searched.start.loaded.model
+        decided = run_methods(model, plan, methods, images, stages.progress, searched.scores)
         (folder / PLAN_FILE).write_text(plan_text(decided), encoding="utf-8")
 
     text = (stages.run("prune", key, make) / PLAN_FILE).read_text(encoding="utf-8")

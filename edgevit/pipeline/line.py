@@ -16,6 +16,7 @@ from edgevit.pipeline.keys import library_versions
 from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
 from edgevit.pipeline.publish import make_manifest, publish
 from edgevit.pipeline.report import Found, make_report
+from edgevit.pipeline.search import run_searches
 from edgevit.pipeline.sets import open_sets
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import measure_targets
@@ -97,14 +98,15 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     recipe = inputs.recipe.recipe
     dense = load_dense(stages, inputs)
     sets = open_sets(stages, inputs, dense)
-    plan = make_plan(stages, inputs, dense, sets.calibration)
+    searched = run_searches(stages, inputs, dense, sets.searching)
+    plan = make_plan(stages, inputs, searched, sets.calibration)
     plan_file = keep_plan(stages, plan)
     repair = SlimOptions(recipe.recover, fold_means=recipe.fold_means)
-    slim, tuned = slim_dense(stages, dense, plan, repair, sets.calibration), None
+    slim, tuned = slim_dense(stages, searched.start, plan, repair, sets.calibration), None
     if recipe.tune is not None and sets.tuning is not None:
         slim, tuned = tune_slim(stages, dense, slim, distil_options(recipe.tune), sets.tuning)
     archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
-    found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), tuned)
+    found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), searched.facts, tuned)
     return _Made(dense, slim, plan_file, found)
 
 

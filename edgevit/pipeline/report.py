@@ -28,6 +28,7 @@ from edgevit.report.model import (
     PlanFacts,
     Report,
     Result,
+    SearchFacts,
     SetFacts,
     SourceFacts,
     StageFacts,
@@ -46,6 +47,7 @@ class Found:
     random_weights: bool
     sets: Sets
     versions: dict[str, str]
+    searches: tuple[SearchFacts, ...]
     tune: TuneFacts | None
 
 
@@ -87,6 +89,7 @@ def make_report(
         if recipe.calibration
         else None,
         evaluation=_set(evaluation.set, sets.evaluation, labelled=True) if evaluation else None,
+        searches=found.searches,
         tune=found.tune,
         results=measured.results,
         not_built=measured.not_built,

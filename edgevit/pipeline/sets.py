@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgevit.errors import ImagesError
-from edgevit.images import Images, check_labels, open_images
-from edgevit.methods import need_images
+from edgevit.images import Images, LoadedSet, check_labels, open_images
+from edgevit.methods import learning_methods, need_images
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import images_key
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
-from edgevit.preprocess import Preprocess
+from edgevit.tune.views import split
 
 _BATCH = 32
+_SEEN_SHARE = 0.01
+"""Of the evaluation images that may be among those learnt from."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Sets:
     calibration: Images | None
     evaluation: Images | None
     tuning: Images | None
+    searching: Mapping[int, Images] = field(default_factory=dict)
+    """Labelled, for the methods that learn, by their place."""
 
 
 def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
@@ -33,33 +38,98 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
         ImagesError: images that cannot be used, labels that do not fit the head, or none for a gate.
     """
     recipe, default = inputs.recipe.recipe, dense.loaded.preprocess
+    drawn = _Drawn(stages, inputs, dense)
     calibration = evaluation = tuning = None
-    calibrates = recipe.recover == "closed-form" or need_images(recipe.methods)
-    if recipe.calibration is not None and calibrates:
-        calibration = _open_unlabelled(stages, inputs, default, recipe.calibration.images)
-    if recipe.calibration is not None and recipe.tune is not None:
-        count = recipe.tune.images or recipe.calibration.images
-        same = calibration is not None and count == recipe.calibration.images
-        tuning = calibration if same else _open_unlabelled(stages, inputs, default, count)
+    searching = {}
+    if recipe.recover == "closed-form" or need_images(recipe.methods):
+        calibration = drawn.draw(None, "")
+    for place, method in learning_methods(recipe.methods):
+        images = drawn.draw(method.search.images, f'prune.method = "{method.method}"')
+        if images is not None:
+            searching[place] = images
+    if recipe.tune is not None:
+        tuning = drawn.draw(recipe.tune.images, "tune.labels" if recipe.tune.labels else "")
+    if recipe.tune is not None and recipe.tune.validation and tuning is not None:
+        split(len(tuning), recipe.tune.validation, recipe.tune.seed)  # says here if there are too few
     if inputs.evaluation is not None and recipe.evaluation is not None:
         evaluation = open_images(
             inputs.evaluation, default, recipe.evaluation.images, recipe.evaluation.seed, stages.progress
         )
         _check_labels(inputs, evaluation, dense.loaded.model.arch.classes)
-    for name, images in (("calibration", calibration), ("tuning", tuning), ("evaluation", evaluation)):
-        again = name == "tuning" and images is calibration
-        if images is not None and not again:
+    sets = Sets(calibration, evaluation, tuning, searching)
+    _refuse_seen(inputs, sets)
+    named = {id(evaluation): ("evaluation", evaluation), id(tuning): ("tuning", tuning)}
+    named |= {id(images): ("searching", images) for images in searching.values()}
+    named |= {
+        id(calibration): ("calibration", calibration)
+    }  # the first reader gives shared images their name
+    for name, images in reversed(named.values()):
+        if images is not None:
             _decode_all(stages, name, images)
-    return Sets(calibration, evaluation, tuning)
+    return sets
 
 
-def _open_unlabelled(stages: Stages, inputs: Inputs, default: Preprocess, count: int) -> Images:
-    """Draw from the calibration set, whose labels nothing reads: wrong ones do no harm."""
-    assert inputs.calibration is not None
-    assert inputs.recipe.recipe.calibration is not None
-    unlabelled = inputs.calibration.set.model_copy(update={"label": ""})
-    source = replace(inputs.calibration, set=unlabelled)
-    return open_images(source, default, count, inputs.recipe.recipe.calibration.seed, stages.progress)
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn from the calibration set; what is asked for twice is drawn once."""
+
+    stages: Stages
+    inputs: Inputs
+    dense: Saved
+    found: dict[tuple[int, bool], Images] = field(default_factory=dict)
+
+    def draw(self, count: int | None, labels_for: str) -> Images | None:
+        """Draw images, [calibration]'s number of them where `count` is None; None where there is no set.
+
+        Where nothing reads labels (`labels_for` is empty), there are none: wrong ones do no harm.
+        """
+        recipe = self.inputs.recipe.recipe
+        if recipe.calibration is None or self.inputs.calibration is None:
+            return None
+        count = count or recipe.calibration.images
+        key = count, bool(labels_for)
+        if key not in self.found:
+            source = self.inputs.calibration
+            if not labels_for:
+                source = replace(source, set=source.set.model_copy(update={"label": ""}))
+            default = self.dense.loaded.preprocess
+            images = open_images(source, default, count, recipe.calibration.seed, self.stages.progress)
+            if labels_for:
+                _require_labels(source, images, self.dense.loaded.model.arch.classes, labels_for)
+            self.found[key] = images
+        return self.found[key]
+
+
+def _require_labels(source: LoadedSet, images: Images, classes: int, labels_for: str) -> None:
+    if images.labels is None:
+        raise ImagesError(
+            f"{source.path}: {labels_for} learns from labels, and this set has none. Name its label column,"
+            " or do without what needs labels."
+        )
+    try:
+        check_labels(images.labels, classes)
+    except ImagesError as error:
+        raise ImagesError(f"{source.path}: {error}") from error
+
+
+def _refuse_seen(inputs: Inputs, sets: Sets) -> None:
+    """Refuse an evaluation on images whose labels are learnt from, or on which an epoch is chosen.
+
+    A few equal images are let pass: large public sets have some, and they change no figure that is shown.
+    """
+    tune = inputs.recipe.recipe.tune
+    learnt_from = dict.fromkeys(sets.searching.values(), "a method's search learns from")
+    if sets.tuning is not None and tune is not None and (tune.labels or tune.validation):
+        learnt_from[sets.tuning] = "[tune] learns from or chooses its epoch on"
+    if sets.evaluation is None or inputs.evaluation is None:
+        return
+    for images, what in learnt_from.items():
+        seen = set(images.digests) & set(sets.evaluation.digests)
+        if len(seen) > _SEEN_SHARE * len(sets.evaluation):
+            raise ImagesError(
+                f"{inputs.evaluation.path}: {len(seen)} of the {len(sets.evaluation)} [evaluation] images are"
+                f" among those that {what}: their accuracy would flatter the slim model. Evaluate on others."
+            )
 
 
 def _decode_all(stages: Stages, name: str, images: Images) -> None:

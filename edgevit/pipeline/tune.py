@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from edgevit.pipeline.stages import Stages
 from edgevit.recipe import TuneSection
 from edgevit.report.model import TuneFacts
 from edgevit.store import JSON, canonical_json
-from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.distil import Distil, distil
 from edgevit.tune.loop import Trained
@@ -34,25 +33,28 @@ class Tuned(NamedTuple):
 
 def distil_options(section: TuneSection) -> Distil:
     """Return what a recipe's [tune] asks for, with its precision decided for this machine."""
-    training = Training(
-        epochs=section.epochs,
-        lr=section.lr,
-        batch=section.batch,
-        seed=section.seed,
-        precision=resolve_precision(section.precision),
-        checkpoint_steps=section.checkpoint_steps,
+    training = section.training(resolve_precision(section.precision))
+    return Distil(
+        replace(training, ema=section.ema),
+        temperature=section.temperature,
+        hidden_states=section.hidden_states,
+        logits=section.logits,
+        labels=section.labels,
+        smoothing=section.smoothing,
+        drop_path=section.drop_path,
+        augment=section.augment,
+        validation=section.validation,
     )
-    return Distil(training, temperature=section.temperature, hidden_states=section.hidden_states)
 
 
 def tune_slim(stages: Stages, dense: Saved, slim: Saved, options: Distil, images: Images) -> Tuned:
-    """Train the slim model to imitate the dense one."""
+    """Train the slim model to imitate the dense one, or to know the labels."""
     key: dict[str, JSON] = {
         "dense": dense.sha256,
         "slim": slim.sha256,
         "options": _options_key(options),
         "images": images_key(images),
-        "versions": library_versions(("accelerate", "torch", "numpy", "safetensors")),
+        "versions": library_versions(("accelerate", "torch", "numpy", "safetensors", "timm")),
         "code": code_sha256("tune", "training", "models", "preprocess", "report/model", "pipeline/tune"),
     }
 
@@ -62,7 +64,7 @@ def tune_slim(stages: Stages, dense: Saved, slim: Saved, options: Distil, images
         start = slim.loaded
         model, trained = distil(dense.loaded.model, start.model, images, options, checkpoint, stages.progress)
         save_model(LoadedModel(model, start.preprocess, start.labels, start.random_weights), folder)
-        facts = _facts(options.training, trained, len(images))
+        facts = _facts(options, trained, len(images))
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
 
     folder = stages.run("tune", key, make)
@@ -77,7 +79,8 @@ def _options_key(options: Distil) -> JSON:
     return found | {"training": training}
 
 
-def _facts(training: Training, trained: Trained, images: int) -> TuneFacts:
+def _facts(options: Distil, trained: Trained, images: int) -> TuneFacts:
+    training = options.training
     return TuneFacts(
         epochs=training.epochs,
         seconds=round(trained.seconds, 3),
@@ -86,4 +89,7 @@ def _facts(training: Training, trained: Trained, images: int) -> TuneFacts:
         precision=training.precision,
         seed=training.seed,
         images=images,
+        labelled=options.labels > 0,
+        validation=trained.scores,
+        best_epoch=trained.best_epoch,
     )

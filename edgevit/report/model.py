@@ -251,8 +251,8 @@ class StageFacts(Part):
     """Most memory that the process had held by the end of the stage."""
 
 
-class TuneFacts(Part):
-    """The training after slimming."""
+class TrainingFacts(Part):
+    """What a training was."""
 
     epochs: Count
     seconds: Annotated[float, Field(ge=0.0)]
@@ -264,6 +264,23 @@ class TuneFacts(Part):
     """What matrix products were computed in."""
     seed: Count
     images: Count
+
+
+class SearchFacts(TrainingFacts):
+    """The training by which a method learnt what may go."""
+
+    method: str
+
+
+class TuneFacts(TrainingFacts):
+    """The training after slimming."""
+
+    labelled: bool = False
+    """Labels took part."""
+    validation: tuple[float, ...] = ()
+    """Score of each epoch on images that were held out: top-1 with labels, else minus the loss."""
+    best_epoch: Count | None = None
+    """The epoch, from 1, that scored best and is the result; null where the last one is."""
 
 
 class Report(Part):
@@ -284,6 +301,8 @@ class Report(Part):
     blocks: tuple[BlockFacts, ...]
     calibration: SetFacts | None = None
     evaluation: SetFacts | None = None
+    searches: tuple[SearchFacts, ...] = ()
+    """Of the methods that learn what may go."""
     tune: TuneFacts | None = None
     """None where the recipe asks for no training."""
     results: tuple[Result, ...]

@@ -38,6 +38,8 @@ class Counters:
     """Time they took, over all interruptions."""
     epoch_losses: tuple[float, ...] = ()
     """Mean loss of each whole epoch."""
+    scores: tuple[float, ...] = ()
+    """Of each whole epoch on samples that were held out, where some are."""
     loss_sum: float = 0.0
     """Of the steps of the epoch that has begun."""
 
@@ -88,6 +90,7 @@ def read_checkpoint(file: CheckpointFile, identity: str) -> tuple[Counters, dict
             f" ({counters.step} steps of it are done). {remedy}"
         )
     counters.epoch_losses = tuple(counters.epoch_losses)
+    counters.scores = tuple(counters.scores)
     return counters, tensors
 
 

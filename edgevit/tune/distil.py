@@ -1,6 +1,6 @@
-"""Distillation: train a slim model until it answers as the dense one does, on unlabelled images.
+"""Distillation: train a slim model until it answers as the dense one does; by labels too, where asked for.
 
-B batch, N tokens, N' tokens of the slim model, D embed width.
+B batch, N tokens, N' tokens of the slim model, D embed width, C classes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from edgevit.images import Images
+from edgevit.errors import ImagesError
+from edgevit.images import Images, check_labels
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import Reduction, reduce_tokens
 from edgevit.progress import Progress, silent
-from edgevit.training import Training
+from edgevit.training import Augment, Training
 from edgevit.tune.checkpoint import CheckpointFile
+from edgevit.tune.drop_path import dropping_paths
 from edgevit.tune.loop import Trained, train_
-from edgevit.tune.views import Views
+from edgevit.tune.objective import Objective
+from edgevit.tune.supervised import cross_entropy
+from edgevit.tune.views import Plain, Subset, Target, make_views, split
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,18 @@ class Distil:
     temperature: float = 1.0
     """Both models' logits are divided by it: above 1, the less likely classes count more."""
     hidden_states: float = 1.0
-    """Weight of the residual streams beside the logits; 0: the logits alone."""
+    """Weight of the residual streams in the loss."""
+    logits: float = 1.0
+    """Weight of the dense model's answers in the loss."""
+    labels: float = 0.0
+    """Weight of the cross-entropy with the images' labels in the loss; 0: labels are not read."""
+    smoothing: float = 0.1
+    """Share of each label that is spread over all classes, 0..1."""
+    drop_path: float = 0.0
+    """Share of images for which the last block's branches are left out of a step, 0..1."""
+    augment: Augment = "crop"
+    validation: float = 0.0
+    """Share of the images held out, on which the best epoch is chosen; 0: the last is the result."""
 
 
 def distil(
@@ -49,7 +64,7 @@ def distil(
     Args:
         dense: the teacher.
         slim: where training starts.
-        images: unlabelled; all pixels are held in memory.
+        images: labelled where labels count; all pixels are held in memory.
         options: what is learnt, and how.
         checkpoint: where the training is kept; it goes on from there if it was interrupted.
         progress: called after each step.
@@ -57,21 +72,36 @@ def distil(
     Raises:
         TrainingError: the loss is not finite.
         WeightsError: the checkpoint is damaged or of another training.
-        ImagesError: an image cannot be read.
+        ImagesError: an image cannot be read, or labels are missing or do not fit.
     """
+    target = None
+    if options.labels:
+        if images.labels is None:
+            raise ImagesError("labels: the images have none. Name their label column, or learn without (0).")
+        check_labels(images.labels, slim.arch.classes)
+        target = Target(images.labels, slim.arch.classes, options.smoothing)
+    seed = options.training.seed
+    plain = Plain(images.pixels(), images.preprocess, target)
+    views = make_views(plain, options.augment, seed)
+    held = None
+    if options.validation:
+        rest, held_out = split(len(images), options.validation, seed)
+        held = Subset(plain, held_out)
+        views = Subset(views, rest)
     student = copy.deepcopy(slim).requires_grad_(True)
     objective = Distillation(student, copy.deepcopy(dense), options)
-    views = Views(images.pixels(), images.preprocess, options.training.seed)
-    trained = train_(objective, views, options.training, checkpoint, progress)
+    with dropping_paths(student, options.drop_path):
+        trained = train_(objective, views, options.training, checkpoint, progress, held)
     return student.requires_grad_(False), trained
 
 
-class Distillation(nn.Module):
-    """The loss of a slim model against a dense one: KL of the answers, relative error of the streams.
+class Distillation(Objective):
+    """The loss of a slim model: KL from the dense one's answers, error of the streams, and of the labels.
 
     Reference: Hinton et al. 2015, arXiv:1503.02531, for the logits; Romero et al. 2015, arXiv:1412.6550, for
     the hidden states.
-    Differs: no labels take part, and hidden states need no projection, as slimming leaves the width.
+    Differs: labels take part only where asked for, and hidden states need no projection, as slimming leaves
+        the width.
     """
 
     def __init__(self, student: SlimViT, teacher: SlimViT, options: Distil) -> None:
@@ -86,16 +116,33 @@ class Distillation(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the mean loss of a batch of images, [B, C, H, W] -> []."""
-        with torch.no_grad():
-            wanted = _run(self.teacher, images, self.compared)
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return the mean loss of a batch: images [B, C, H, W], wanted probabilities [B, C] -> []."""
+        return self._losses(images, targets).mean()
+
+    def judge(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return whether each image's label is the first answer; without labels minus its loss, [B]."""
+        if targets is None:
+            return -self._losses(inputs, None)
+        right: Tensor = self.student(inputs).argmax(dim=-1) == targets.argmax(dim=-1)
+        return right.double()
+
+    def _losses(self, images: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the loss of each image, [B]."""
+        options = self.options
         found = _run(self.student, images, self.compared)
-        loss = _divergence(found.logits.float(), wanted.logits.float(), self.options.temperature)
-        if self.options.hidden_states and self.compared:
-            errors = [_error(own, aim) for own, aim in zip(found.streams, wanted.streams, strict=True)]
-            loss = loss + self.options.hidden_states * torch.stack(errors).mean(dim=0)
-        return loss.mean()
+        losses = torch.zeros(len(images), device=images.device)
+        if options.logits or options.hidden_states:
+            with torch.no_grad():
+                wanted = _run(self.teacher, images, self.compared)
+            divergence = _divergence(found.logits.float(), wanted.logits.float(), options.temperature)
+            losses = losses + options.logits * divergence
+            if options.hidden_states and self.compared:
+                errors = [_error(own, aim) for own, aim in zip(found.streams, wanted.streams, strict=True)]
+                losses = losses + options.hidden_states * torch.stack(errors).mean(dim=0)
+        if targets is not None:
+            losses = losses + options.labels * cross_entropy(found.logits, targets)
+        return losses
 
 
 def compared_blocks(teacher: Arch) -> tuple[int, ...]:

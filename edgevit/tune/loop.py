@@ -1,8 +1,9 @@
 """One training loop for every objective, on Accelerate: a CPU, a GPU, or many processes that share a batch.
 
 An objective is a module whose `forward(*batch)` returns the mean loss of the batch's samples; those of its
-parameters that require gradients are trained. So it holds the model, and a teacher or gates where it needs
-them, and the loop knows of neither.
+parameters that require gradients are trained, in groups that it names, and it may change them after each step
+(`objective.py`). So it holds the model, and a teacher or gates where it needs them, and the loop knows of
+neither.
 
 A step is a function of the state before it, the seed and its number: order, augmentation and learning rate
 are computed from those, and torch's generators are seeded anew before each step. That is why a training that
@@ -30,6 +31,7 @@ from edgevit.errors import TrainingError
 from edgevit.progress import Progress, silent
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile, Counters, read_checkpoint, write_checkpoint
+from edgevit.tune.objective import Group, Objective, check_groups
 from edgevit.tune.precision import resolve_precision
 from edgevit.tune.schedule import learning_rate
 
@@ -55,19 +57,28 @@ class Trained:
     """Over all interruptions, without the steps that were lost to them."""
     epoch_losses: tuple[float, ...]
     """Mean loss of each epoch."""
+    scores: tuple[float, ...] = ()
+    """Of each epoch on the samples that were held out; none where none were."""
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Return the epoch, counted from 1, whose weights are the result because they scored best."""
+        return self.scores.index(max(self.scores)) + 1 if self.scores else None
 
 
 def train_(
-    objective: nn.Module,
+    objective: Objective,
     data: TrainingData,
     training: Training,
     checkpoint: CheckpointFile | None = None,
     progress: Progress = silent,
+    held_out: TrainingData | None = None,
 ) -> Trained:
     """Train the parameters of `objective` that require gradients, in place; leave it in eval mode on the CPU.
 
     An epoch is a new order of all samples; those that do not fill its last batch are left out of it. The last
-    weights are the result (or their moving average): none are chosen by a score, so none is flattered.
+    weights are the result (or their moving average): none are chosen by a score, so none is flattered. With
+    samples held out, it is those of the epoch that scores best on them, of equal ones the first.
 
     Args:
         objective: its `forward(*batch)` returns the mean loss of the batch's samples.
@@ -75,9 +86,10 @@ def train_(
         training: the options.
         checkpoint: where the training is kept, and goes on from where it is there; None: nowhere.
         progress: called after each step.
+        held_out: samples that `objective.judge` scores after every epoch; nothing is learnt from them.
 
     Raises:
-        ValueError: fewer samples in a batch than there are processes.
+        ValueError: fewer samples in a batch than there are processes, or groups that leave a parameter out.
         TrainingError: the loss or the gradient is not finite; the last checkpoint is kept.
         WeightsError: the checkpoint is damaged or of another training.
         DiskFullError: no space left for a checkpoint.
@@ -86,18 +98,20 @@ def train_(
     accelerator = Accelerator(mixed_precision="no")
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the caller's random numbers stay its own
-        run = _start(accelerator, objective, data, training, checkpoint)
+        run = _start(accelerator, objective, data, training, checkpoint, held_out)
         counters = run.restore()
         while counters.step < run.total:
             begin = time.perf_counter()
             loss = run.step(counters.step)
             _count(counters, loss, time.perf_counter() - begin, run.epoch_steps)
+            if held_out is not None and counters.step % run.epoch_steps == 0:
+                run.choose(counters)
             if counters.step % training.checkpoint_steps == 0:
                 run.keep(counters)
             if run.accelerator.is_main_process:
                 progress("training", counters.step, run.total)
         run.finish()
-    return Trained(counters.step, counters.seconds, counters.epoch_losses)
+    return Trained(counters.step, counters.seconds, counters.epoch_losses, counters.scores)
 
 
 def _count(counters: Counters, loss: float, seconds: float, epoch_steps: int) -> None:
@@ -111,25 +125,27 @@ def _count(counters: Counters, loss: float, seconds: float, epoch_steps: int) ->
 
 def _start(
     accelerator: Accelerator,
-    objective: nn.Module,
+    objective: Objective,
     data: TrainingData,
     training: Training,
     checkpoint: CheckpointFile | None,
+    held_out: TrainingData | None,
 ) -> _Run:
     batch = min(training.batch, len(data))
     if batch < accelerator.num_processes:
         raise ValueError(
             f"batch: expected a sample for each of {accelerator.num_processes} processes, got {batch} samples"
         )
-    # A parameter without elements (the prefix tokens of a model that has none) never gets a gradient.
-    trained = {n: value for n, value in objective.named_parameters() if value.requires_grad and value.numel()}
-    names = sorted(trained, key=lambda name: trained[name].dim() < 2)  # those with weight decay come first
-    decayed = [trained[name] for name in names if trained[name].dim() >= 2]
-    rest = [trained[name] for name in names if trained[name].dim() < 2]
+    groups = check_groups(objective)
+    trained = dict(objective.named_parameters())
+    names = [name for group in groups for name in group.names]
     optimiser = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {
+                "params": [trained[name] for name in group.names],
+                "weight_decay": training.weight_decay * group.decayed,
+            }
+            for group in groups
         ],
         lr=training.lr,
     )
@@ -137,7 +153,19 @@ def _start(
     average = None
     if training.ema is not None:
         average = {name: trained[name].detach().clone() for name in names}
-    return _Run(accelerator, objective, wrapped, optimiser, names, average, data, training, batch, checkpoint)
+    return _Run(
+        accelerator,
+        objective,
+        wrapped,
+        optimiser,
+        groups,
+        average,
+        data,
+        training,
+        batch,
+        checkpoint,
+        held_out,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,17 +173,25 @@ class _Run:
     """Everything that the steps of one training share."""
 
     accelerator: Accelerator
-    objective: nn.Module
+    objective: Objective
     wrapped: nn.Module
     """The objective as Accelerate calls it, on its device and in step with the other processes."""
     optimiser: torch.optim.Optimizer
-    names: list[str]
-    """Of the trained parameters, in the optimiser's order."""
+    groups: tuple[Group, ...]
+    """Of the trained parameters, as the optimiser has them."""
     average: dict[str, Tensor] | None
     data: TrainingData
     training: Training
     batch: int
     checkpoint: CheckpointFile | None
+    held_out: TrainingData | None
+    best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """The result of the epoch that has scored best so far; empty where none has."""
+
+    @property
+    def names(self) -> list[str]:
+        """List the trained parameters in the optimiser's order."""
+        return [name for group in self.groups for name in group.names]
 
     @property
     def epoch_steps(self) -> int:
@@ -177,8 +213,7 @@ class _Run:
         torch.manual_seed(int(numbers.generate_state(1)[0]))
         device = self.accelerator.device
         inputs = [tensor.to(device) for tensor in self.data.batch(epoch, own)]
-        bf16 = resolve_precision(self.training.precision) == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast():
             loss = self.wrapped(*inputs)
         share = loss * (len(own) / self.batch)  # processes may have one sample more or less
         value = float(self.accelerator.reduce(share.detach().float(), "sum"))
@@ -191,13 +226,44 @@ class _Run:
         parameters = self._parameters()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), self.training.clip_norm)
         self._require_finite("gradient", float(norm), step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.training, step, self.total)
+        lr = learning_rate(self.training, step, self.total)
+        for group, own in zip(self.optimiser.param_groups, self.groups, strict=True):
+            group["lr"] = lr * own.rate
         self.optimiser.step()
         self.optimiser.zero_grad()
+        with torch.no_grad():
+            self.objective.after_step(lr)
         if self.average is not None and self.training.ema is not None:
             for name, average in self.average.items():
                 average.lerp_(parameters[name].detach(), 1 - self.training.ema)
+
+    def choose(self, counters: Counters) -> None:
+        """Score the weights as they are, and remember them if they score better than all before."""
+        present = {name: value.detach().clone() for name, value in self._weights().items()}
+        result = present | {name: value.clone() for name, value in (self.average or {}).items()}
+        self.objective.load_state_dict(result, strict=False)
+        score = self._score()
+        self.objective.load_state_dict(present, strict=False)
+        if not counters.scores or score > max(counters.scores):
+            self.best.update(result)
+        counters.scores += (score,)
+
+    def _score(self) -> float:
+        """Return the mean score of the samples that were held out, each judged by one process."""
+        assert self.held_out is not None
+        own = np.arange(len(self.held_out))[self.accelerator.process_index :: self.accelerator.num_processes]
+        device, total = self.accelerator.device, torch.zeros((), dtype=torch.float64)
+        self.objective.eval()
+        for start in range(0, len(own), self.batch):
+            inputs = [tensor.to(device) for tensor in self.held_out.batch(0, own[start : start + self.batch])]
+            with torch.no_grad(), self._autocast():
+                total += self.objective.judge(*inputs).double().sum().cpu()
+        self.objective.train()
+        return float(self.accelerator.reduce(total.to(device), "sum")) / len(self.held_out)
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = resolve_precision(self.training.precision) == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
@@ -224,14 +290,17 @@ class _Run:
         state = {f"weight.{name}": value for name, value in self._weights().items()}
         for index, name in enumerate(self.names):
             state |= {f"optimiser.{key}.{name}": value for key, value in moments[index].items()}
-        return state | {f"average.{name}": value for name, value in (self.average or {}).items()}
+        state |= {f"average.{name}": value for name, value in (self.average or {}).items()}
+        return state | {f"best.{name}": value for name, value in self.best.items()}
 
     def _identity(self) -> str:
         """Hash what a checkpoint must have in common with this training."""
         options = dataclasses.asdict(self.training) | {"checkpoint_steps": None}
         shapes = {name: list(value.shape) for name, value in self._weights().items()}
         belongs_to = self.checkpoint.belongs_to if self.checkpoint else ""
-        text = json.dumps([options, shapes, len(self.data), belongs_to], sort_keys=True)
+        groups = [dataclasses.asdict(group) for group in self.groups]
+        samples = len(self.data), 0 if self.held_out is None else len(self.held_out)
+        text = json.dumps([options, shapes, groups, samples, belongs_to], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def keep(self, counters: Counters) -> None:
@@ -255,11 +324,15 @@ class _Run:
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         for name, average in (self.average or {}).items():
             average.copy_(state[f"average.{name}"])
+        if counters.scores:
+            self.best.update({name: state[f"best.{name}"] for name in weights})
         return counters
 
     def finish(self) -> None:
-        """Put the average in place where there is one, and bring the objective back to the CPU."""
-        if self.average is not None:
+        """Put the result in place (the best, the average or the last), and go back to the CPU."""
+        if self.best:
+            self.objective.load_state_dict(self.best, strict=False)
+        elif self.average is not None:
             with torch.no_grad():
                 for name, parameter in self._parameters().items():
                     parameter.copy_(self.average[name])
