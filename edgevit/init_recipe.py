@@ -49,6 +49,9 @@ name = {name}
 #   method = "effiselect"  # heads and neurons, by gates that are learnt from the labels of [calibration]
 #   heads_drop = 0.3
 #   hidden_drop = 0.5
+#   [[prune]]
+#   method = "intra-head"  # dims inside heads and neurons, by rows that training drives to zero
+#   macs = 0.6
 
 [slim]
 dead_tokens = {dead_tokens}

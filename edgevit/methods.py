@@ -243,10 +243,62 @@ class EffiSelect(MethodOptions):
         ]
 
 
-LearningMethod = EffiSelect
+class IntraHead(MethodOptions):
+    """QK and VO dims of each head and hidden neurons, by rows that sparse training drives to zero."""
+
+    decides: ClassVar[Mapping[str, Decided]] = {
+        "qk_drop": "qk_dim",
+        "vo_drop": "vo_dim",
+        "hidden_drop": "hidden",
+    }
+    budgets: ClassVar[frozenset[str]] = frozenset({"macs", "zeros"})
+    needs_labels: ClassVar[bool] = True
+
+    method: Literal["intra-head"]
+    """The method's name."""
+    macs: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the dense model's MACs that the slim model may have, 0..1, in place of shares."""
+    zeros: Literal[True] | None = None
+    """Cut only what the search made exactly zero, in place of a budget or shares; the output stays."""
+    qk_drop: DropPerBlock | None = None
+    """Share of each head's query/key dims that is removed, 0..1; what remains is rounded down."""
+    vo_drop: DropPerBlock | None = None
+    """Share of each head's value/output dims that is removed, 0..1; what remains is rounded down."""
+    hidden_drop: DropPerBlock | None = None
+    """Share of a block's hidden neurons that is removed, 0..1; what remains is rounded down."""
+    embed_drop: Drop | None = None
+    """Share of the residual stream's channels that is removed from the whole network, 0..1; absent: none."""
+    align: Count = 8
+    """Counts are rounded up to a multiple of this, >= 1."""
+    weights: Literal["pretrained", "searched"] = "searched"
+    """Slim the dense model; or what the search made of it, with the gates folded in."""
+    gate_lr: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
+    """Highest learning rate of the gates, > 0."""
+    l1: float = Field(default=0.3, ge=0, allow_inf_nan=False)
+    """Strength of L1: what a gate that the loss does not hold falls by in a step, per learning rate, >= 0."""
+    search: SearchSection = SearchSection()
+    """The sparse training of the gates and all weights, on the labelled images of [calibration]."""
+
+    @classmethod
+    def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
+        """Refuse a method that decides nothing, or in several ways at once."""
+        ways = [option for option in ("macs", "zeros") if option in table]
+        shares = [option for option in cls.decides if option in table]
+        if not ways and not shares:
+            remedy = "Give macs = 0.6, or qk_drop, vo_drop and hidden_drop = 0.5, or zeros = true."
+            return _amount_problems(table, cls.decides, remedy)
+        both = (ways + shares)[1:] if ways else []
+        problems = [Problem(option, f"given beside {ways[0]}. Keep one of the two.") for option in both]
+        if table.get("weights") == "pretrained" and "zeros" in table:
+            text = 'only the searched weights have zeros. Take "zeros" out, or this key.'
+            problems.append(Problem("weights", text))
+        return problems
+
+
+LearningMethod = EffiSelect | IntraHead
 """The options of a method that learns from labels what may go: it has `search` and `weights`."""
 
-Method = CoupledDims | TokenChannels | PatchSimilarity | EffiSelect
+Method = CoupledDims | TokenChannels | PatchSimilarity | EffiSelect | IntraHead
 """The options of one method."""
 MethodTable = Annotated[Method, Field(discriminator="method")]
 """How a file gives them."""

@@ -61,7 +61,7 @@ def test_methods_that_measure_need_images() -> None:
 
 
 def test_methods_are_known_by_the_name_that_a_recipe_says() -> None:
-    assert list(METHODS) == ["coupled-dims", "token-channels", "patch-similarity", "effiselect"]
+    assert list(METHODS) == ["coupled-dims", "token-channels", "patch-similarity", "effiselect", "intra-head"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -100,6 +100,27 @@ def test_effiselect_impossible_options_are_named(tmp_path: Path, text: str, prob
         load(tmp_path, IMAGES + '[prune]\nmethod = "effiselect"\n' + text)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", r'prune\.method: "intra-head" is not told how much to cut .* Give macs = 0\.6'),
+        ("embed_drop = 0.2", r'prune\.method: "intra-head" is not told how much to cut'),
+        ("macs = 0.6\nqk_drop = 0.5", r"prune\.qk_drop: given beside macs"),
+        ("macs = 0.6\nzeros = true", r"prune\.zeros: given beside macs"),
+        ("zeros = true\nvo_drop = 0.5", r"prune\.vo_drop: given beside zeros"),
+        ("zeros = false", r"prune\.zeros: expected True"),
+        ('zeros = true\nweights = "pretrained"', r"prune\.weights: only the searched weights have zeros"),
+        ("macs = 1.2", r"prune\.macs: expected .*1.*got 1\.2"),
+        ("qk_drop = [0.5, 1.0]", r"prune\.qk_drop\[1\]: expected .*1.*got 1\.0"),
+        ("macs = 0.6\n[plan]\nqk_dim = 32", r"prune\.macs: plan\.qk_dim decides this"),
+        ("hidden_drop = 0.6\n[plan]\nhidden = 64", r"prune\.hidden_drop: plan\.hidden decides this"),
+    ],
+)
+def test_intra_head_impossible_options_are_named(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        load(tmp_path, IMAGES + '[prune]\nmethod = "intra-head"\n' + text)
+
+
 def test_effiselect_without_calibration_asks_for_labelled_images(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r'calibration: missing; prune\.method = "effiselect" learns from labelled'
@@ -113,12 +134,12 @@ def test_effiselect_without_calibration_asks_for_labelled_images(tmp_path: Path)
         (
             "[prune]",
             "prune.method: missing; this key is required. Known here: coupled-dims, token-channels, "
-            "patch-similarity, effiselect.",
+            "patch-similarity, effiselect, intra-head.",
         ),
         (
             '[prune]\nmethod = "coupled-dim"',
             'prune.method: unknown name "coupled-dim". Did you mean "coupled-dims"? '
-            "Known here: coupled-dims, token-channels, patch-similarity, effiselect.",
+            "Known here: coupled-dims, token-channels, patch-similarity, effiselect, intra-head.",
         ),
         ('prune = "coupled-dims"', "model.prune: unknown key."),
         (

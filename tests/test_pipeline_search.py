@@ -187,3 +187,24 @@ def test_build_with_searched_weights_reports_against_the_dense_model(tmp_path: P
     ]
     assert report.models.slim.macs < report.models.dense.macs
     assert load_saved(tmp_path / "out").model.arch.blocks[0].hidden == report.plan.blocks[0].hidden
+
+
+ROWS = f'[prune]\nmethod = "intra-head"\nmacs = 0.7\nalign = 4\n{SEARCH}'
+
+
+def test_line_with_intra_head_meets_its_budget_from_the_searched_weights(tmp_path: Path) -> None:
+    from edgevit.cost import model_cost
+
+    found = run(write(tmp_path, ROWS), tmp_path / "out")
+    macs = [model_cost(model.loaded.model.arch).total.macs for model in (found.slim, found.dense)]
+    assert 0.6 < macs[0] / macs[1] <= 0.7
+    assert found.searched.start is not found.dense
+    second = run(write(tmp_path, ROWS.replace("0.7", "0.8")), tmp_path / "out")
+    assert (second.reused["search intra-head"], second.reused["prune"]) == (True, False)
+
+
+def test_line_with_intra_head_cuts_channels_too(tmp_path: Path) -> None:
+    prune = ROWS.replace("macs = 0.7", "embed_drop = 0.25\nhidden_drop = 0.25")
+    found = run(write(tmp_path, prune), tmp_path / "out")
+    assert found.slim.loaded.model.arch.embed == 36
+    assert found.slim.loaded.model.arch == slim_arch(found.dense.loaded.model.arch, found.plan)

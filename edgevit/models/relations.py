@@ -7,7 +7,8 @@ group are cut by the same indices.
 Index maps all have one form: the smaller node's dims come several times in a row in the larger one, so dim j
 of a node of size n is dims j, j + n, j + 2n, ... of a node of size m * n. Four patches that are merged stand
 side by side (1 to 4), a norm of queries is shared by all heads (1 to H), a rotary angle turns dims j and
-j + K / 2 of every head. So dim x of any node of a group belongs to unit x modulo the group's size.
+j + K / 2 of every head. So dim x of any node of a group belongs to unit x modulo the group's size. An MLP
+that reads only some channels of its stream counts as one that reads the others with zeros.
 
 Reference: Zhang et al. 2025, intra-head pruning by inter-layer dimension relationship, Neural Networks 190,
 107656.

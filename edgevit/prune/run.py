@@ -10,12 +10,21 @@ from torch import Tensor
 
 from edgevit.errors import PlanError
 from edgevit.images import Images
-from edgevit.methods import CoupledDims, EffiSelect, Method, PatchSimilarity, TokenChannels, need_images
+from edgevit.methods import (
+    CoupledDims,
+    EffiSelect,
+    IntraHead,
+    Method,
+    PatchSimilarity,
+    TokenChannels,
+    need_images,
+)
 from edgevit.models.layers import SlimViT
 from edgevit.plan import Plan
 from edgevit.progress import Progress
 from edgevit.prune.coupled_dims import coupled_dims
 from edgevit.prune.effiselect import effiselect
+from edgevit.prune.intra_head import intra_head
 from edgevit.prune.patch_similarity import patch_similarity
 from edgevit.prune.token_channels import token_channels
 
@@ -87,6 +96,8 @@ def _run(model: SlimViT, plan: Plan, options: Method, evidence: _Evidence, progr
             return patch_similarity(model, plan, options, lambda: _batches(images), report)
         case EffiSelect():
             return effiselect(model.arch, plan, options, _scores(evidence, options))
+        case IntraHead():
+            return intra_head(model, plan, options, _scores(evidence, options))
         case _:
             assert_never(options)
 

@@ -101,14 +101,15 @@ class Distillation(Objective):
     Reference: Hinton et al. 2015, arXiv:1503.02531, for the logits; Romero et al. 2015, arXiv:1412.6550, for
     the hidden states.
     Differs: labels take part only where asked for, and hidden states need no projection, as slimming leaves
-        the width.
+        the width; where channels of the stream were cut, streams are not compared.
     """
 
     def __init__(self, student: SlimViT, teacher: SlimViT, options: Distil) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher.requires_grad_(False)
         self.options = options
-        self.compared = compared_blocks(teacher.arch)
+        widths = [[block.embed for block in model.arch.blocks] for model in (student, teacher)]
+        self.compared = compared_blocks(teacher.arch) if widths[0] == widths[1] else ()
 
     def train(self, mode: bool = True) -> Self:
         """Switch the student's mode; the teacher always evaluates."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import assert_never
 
 from edgevit.images import Images
-from edgevit.methods import EffiSelect, LearningMethod
+from edgevit.methods import EffiSelect, IntraHead, LearningMethod
 from edgevit.models.layers import SlimViT
 from edgevit.progress import Progress, silent
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.gates import GateSearch, search_gates
+from edgevit.tune.row_gates import RowSearch, search_rows
 from edgevit.tune.scores import Found
 from edgevit.tune.supervised import supervision
 
-Search = GateSearch
+Search = GateSearch | RowSearch
 """The options of one search: those of a method that what is learnt depends on, and no others."""
 
 
@@ -34,6 +35,8 @@ def search_of(method: LearningMethod) -> Search:
                 heads_weight=method.heads_weight,
                 hidden_weight=method.hidden_weight,
             )
+        case IntraHead():
+            return RowSearch(supervision(method.search), method.gate_lr, method.l1)
         case _:
             assert_never(method)
 
@@ -59,5 +62,7 @@ def run_search(
     match search:
         case GateSearch():
             return search_gates(model, images, search, checkpoint, searching)
+        case RowSearch():
+            return search_rows(model, images, search, checkpoint, searching)
         case _:
             assert_never(search)

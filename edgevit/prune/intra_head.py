@@ -1,0 +1,277 @@
+"""Pruning inside heads (IHP-style): which QK dims, VO dims and neurons stay.
+
+Scores are norms of the weights that go together, those of row gates (`tune/row_gates.py`) folded in: a gate
+near 0 makes a score near 0.
+Shapes: H kept heads, K dims per head, F hidden neurons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgevit.cost import model_cost
+from edgevit.errors import PlanError
+from edgevit.methods import IntraHead
+from edgevit.models.anatomy import read_anatomy, slim_arch
+from edgevit.models.arch import Arch
+from edgevit.models.head_norms import head_norms
+from edgevit.models.layers import SlimViT
+from edgevit.models.relations import read_relations
+from edgevit.plan import BlockPlan, Indices, Kept, Plan
+from edgevit.prune.channels import channels_kept
+from edgevit.prune.policies import aligned_count, deletable_units, zero_dims
+from edgevit.prune.rank import highest
+from edgevit.prune.schedule import Schedule, keep_counts
+
+_Part = Literal["qk", "vo", "hidden"]
+_FLOORS: dict[_Part, int] = {"qk": 8, "vo": 8, "hidden": 32}
+"""What a MAC budget leaves at least: dims in each head, neurons in each block."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One group of one block: what can go there, and what it is worth."""
+
+    block: int
+    part: _Part
+    scores: Tensor
+    """Float64 [H, K] or [1, F]; 0 for what earlier methods cut."""
+    most: int
+    """Dims per head, or neurons, that there are to keep."""
+
+
+def intra_head(model: SlimViT, plan: Plan, options: IntraHead, scores: Mapping[str, Tensor]) -> Plan:
+    """Choose the QK and VO dims and the neurons that stay; each head of a block keeps as many dims.
+
+    A model whose QK dims cannot be cut (qk-norm, rotary positions) keeps them, and a block whose neurons each
+    image chooses keeps those; the rest is cut.
+
+    Args:
+        model: the model that is slimmed; its weights name heads, channels and zeros, its dims count MACs.
+        plan: what remains so far. Where it cuts heads without naming them, those of the largest norms are
+            taken, as plain selection would, and named.
+        options: how much goes: MACs, shares, or only what is exactly zero.
+        scores: what each unit is worth, "blocks.N.qk" [H, K], "blocks.N.vo" [H, V], "blocks.N.hidden" [F].
+
+    Returns:
+        The plan with counts and indices of what was cut; what stays whole gets no indices.
+
+    Raises:
+        PlanError: a share that this model cannot take, or a budget that no plan reaches.
+
+    Reference: Zhang et al. 2025, Neural Networks 190, 107656 (IHP).
+    Differs: rebuilt from its abstract; scores, normalisation and budget are this project's own.
+    """
+    heads = [_heads(model, index, block) for index, block in enumerate(plan.blocks)]
+    if options.embed_drop is not None:
+        plan = _cut_channels(model, plan, options)
+    sites = _sites(model.arch, plan, heads, scores)
+    if options.macs is not None:
+        counts = _within_budget(model, plan, sites, options)
+    elif options.zeros:
+        counts = _without_zeros(model, sites, heads, options.align)
+    else:
+        counts = _by_shares(model, plan, sites, options)
+    return _write(_name_heads(model, plan, heads), sites, counts)
+
+
+def _name_heads(model: SlimViT, plan: Plan, heads: Sequence[Tensor]) -> Plan:
+    """Name the heads that stay where some go, so that dims can be named by head."""
+    blocks = [
+        dataclasses.replace(block, kept=dataclasses.replace(block.kept, heads=tuple(kept.tolist())))
+        if block.heads < full.attn.heads
+        else block
+        for full, block, kept in zip(model.blocks, plan.blocks, heads, strict=True)
+    ]
+    return dataclasses.replace(plan, blocks=tuple(blocks))
+
+
+def _heads(model: SlimViT, index: int, block: BlockPlan) -> Tensor:
+    """Return the heads of a block that stay, int64 [H]."""
+    if block.kept.heads is not None:
+        return torch.tensor(block.kept.heads)
+    return highest(head_norms(model.blocks[index].attn), block.heads)
+
+
+def _cut_channels(model: SlimViT, plan: Plan, options: IntraHead) -> Plan:
+    assert options.embed_drop is not None
+    if plan.channels is not None or any(block.full is not None for block in model.arch.blocks):
+        raise PlanError("embed_drop: channels of this model's stream were cut already. Take this key out.")
+    if any(block.mlp_inputs is not None for block in plan.blocks):
+        raise PlanError(
+            "embed_drop: an MLP of this model reads only some channels of the stream, and a stream that lacks"
+            " channels needs it to read all that are left. Make one of the two cuts."
+        )
+    return dataclasses.replace(plan, channels=channels_kept(model, options.embed_drop, options.align))
+
+
+def _sites(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Mapping[str, Tensor]) -> list[Site]:
+    qk_stays = "qk_dim" in read_anatomy(arch).refused
+    sites = []
+    for index, (block, kept) in enumerate(zip(plan.blocks, heads, strict=True)):
+        qk, vo, hidden = (scores[f"blocks.{index}.{part}"].double() for part in ("qk", "vo", "hidden"))
+        if not qk_stays:
+            sites.append(Site(index, "qk", _left(qk[kept], block.kept.qk), block.qk_dim))
+        sites.append(Site(index, "vo", _left(vo[kept], block.kept.vo), block.vo_dim))
+        if block.per_image is None:  # else each image chooses among all of them
+            before = None if block.kept.hidden is None else (block.kept.hidden,)
+            sites.append(Site(index, "hidden", _left(hidden.unsqueeze(0), before), block.hidden))
+    return sites
+
+
+def _left(scores: Tensor, kept: Sequence[Indices] | None) -> Tensor:
+    """Return the scores with 0 for what an earlier method cut."""
+    if kept is None:
+        return scores
+    left = torch.zeros_like(scores)
+    for row, scored, dims in zip(left, scores, kept, strict=True):
+        row[list(dims)] = scored[list(dims)]
+    return left
+
+
+def worth(site: Site) -> Tensor:
+    """Return what the best, second best ... unit of a head is worth, the mean over heads, float64 [most].
+
+    In units of the site's mean: layers differ in the size of their weights more than in what they matter.
+    """
+    ranked = site.scores.sort(dim=1, descending=True).values[:, : site.most].mean(dim=0)
+    return ranked / ranked.mean().clamp_min(torch.finfo(ranked.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Some more units that a site may keep, all heads alike."""
+
+    site: int
+    count: int
+    """What the site keeps with this step."""
+    value: float
+    """What one of the new units is worth, the mean."""
+
+
+def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: IntraHead) -> list[int]:
+    """Keep the units above one threshold for all sites, as low as the MACs allow, and fill up the rest."""
+    assert options.macs is not None
+    allowed = options.macs * model_cost(model.arch).total.macs
+    counts = [_aligned(site, _FLOORS[site.part], options.align) for site in sites]
+
+    def macs(steps: Sequence[_Step]) -> int:
+        kept = list(counts)
+        for step in steps:  # of one site they stand in rising order
+            kept[step.site] = step.count
+        return model_cost(slim_arch(model.arch, _with_counts(plan, sites, kept))).total.macs
+
+    if macs([]) > allowed:
+        raise PlanError(_unreachable(model, options.macs, macs([])))
+    steps = sorted(_steps(sites, counts, options.align), key=lambda step: -step.value)
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if macs(steps[:middle]) <= allowed else (low, middle - 1)
+    taken, closed = steps[:low], set[int]()
+    for step in steps[low:]:
+        if step.site not in closed and macs([*taken, step]) <= allowed:
+            taken.append(step)
+        else:
+            closed.add(step.site)
+    for step in taken:
+        counts[step.site] = step.count
+    return counts
+
+
+def _aligned(site: Site, count: int, align: int) -> int:
+    return min(site.most, math.ceil(count / align) * align)
+
+
+def _steps(sites: Sequence[Site], start: Sequence[int], align: int) -> Iterator[_Step]:
+    for index, (site, first) in enumerate(zip(sites, start, strict=True)):
+        value = worth(site)
+        for below in range(first, site.most, align):
+            count = min(site.most, below + align)
+            yield _Step(index, count, float(value[below:count].mean()))
+
+
+def _unreachable(model: SlimViT, wanted: float, least: int) -> str:
+    dense = model_cost(model.arch).total.macs
+    reachable = math.ceil(1000 * least / dense) / 1000
+    kept = read_anatomy(model.arch).refused.get("qk_dim")
+    return (
+        f"macs: no plan reaches {wanted:g} of the dense model's {dense:,}: with 8 dims in each head and 32"
+        f" neurons in each block {reachable:g} are left ({least:,}). Give that or more, or cut heads or"
+        " tokens, too." + (f" QK is whole: {kept}" if kept else "")
+    )
+
+
+def _without_zeros(model: SlimViT, sites: Sequence[Site], heads: Sequence[Tensor], align: int) -> list[int]:
+    """Keep in each site as many as its fullest head needs, so that no output changes."""
+    relations = read_relations(model.arch)
+    counts = []
+    for site in sites:
+        group = relations.group_of(f"blocks.{site.block}.{site.part}")
+        gone = deletable_units(group, zero_dims(model, group)).view(group.parts, -1)
+        live = gone.logical_not() if site.part == "hidden" else gone.logical_not()[heads[site.block]]
+        counts.append(min(site.most, aligned_count(live & (site.scores > 0), align)))
+    return counts
+
+
+def _by_shares(model: SlimViT, plan: Plan, sites: Sequence[Site], options: IntraHead) -> list[int]:
+    for index, block in enumerate(plan.blocks):
+        if options.hidden_drop is not None and block.per_image is not None:
+            raise PlanError(
+                f"hidden_drop: blocks.{index}: each image chooses which neurons it uses there. Cut them for"
+                " all images, or for each."
+            )
+    given: dict[_Part, Schedule] = {
+        "qk": Schedule("qk_dim", "qk_drop", None, options.qk_drop, False, options.align),
+        "vo": Schedule("vo_dim", "vo_drop", None, options.vo_drop, False, options.align),
+        "hidden": Schedule("hidden", "hidden_drop", None, options.hidden_drop, False, options.align),
+    }
+    kept = dict(zip(given, keep_counts(read_anatomy(model.arch), list(given.values())), strict=True))
+    return [min(site.most, kept[site.part][site.block]) for site in sites]
+
+
+def _with_counts(plan: Plan, sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+    """Return the plan with counts alone, for its cost."""
+    blocks = list(plan.blocks)
+    for site, count in zip(sites, counts, strict=True):
+        blocks[site.block] = _with_count(blocks[site.block], site.part, count)
+    return dataclasses.replace(plan, blocks=tuple(blocks))
+
+
+def _with_count(block: BlockPlan, part: _Part, count: int) -> BlockPlan:
+    match part:
+        case "qk":
+            return dataclasses.replace(block, qk_dim=count)
+        case "vo":
+            return dataclasses.replace(block, vo_dim=count)
+        case "hidden":
+            return dataclasses.replace(block, hidden=count)
+
+
+def _write(plan: Plan, sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+    """Return the plan with counts and indices of what was cut."""
+    blocks = list(_with_counts(plan, sites, counts).blocks)
+    for site, count in zip(sites, counts, strict=True):
+        if count == site.most:
+            continue
+        block = blocks[site.block]
+        sets = tuple(tuple(row) for row in highest(site.scores, count).tolist())
+        blocks[site.block] = dataclasses.replace(block, kept=_keep(block.kept, site.part, sets))
+    return dataclasses.replace(plan, blocks=tuple(blocks))
+
+
+def _keep(kept: Kept, part: _Part, sets: tuple[Indices, ...]) -> Kept:
+    match part:
+        case "qk":
+            return dataclasses.replace(kept, qk=sets)
+        case "vo":
+            return dataclasses.replace(kept, vo=sets)
+        case "hidden":
+            return dataclasses.replace(kept, hidden=sets[0])
