@@ -44,7 +44,7 @@ class ModelSection(Strict):
 
 
 class CalibrationSection(Strict):
-    """Unlabelled images from which the closed form, and [tune], learn what the cut parts were worth."""
+    """Images from which the closed form and trainings learn; only what learns from labels reads any."""
 
     set: str = Field(min_length=1)
     """Name of a shipped image set, or the path of one's own, ending in .toml."""

@@ -65,12 +65,13 @@ method = "effiselect"
 heads_drop = 0.3
 hidden_drop = 0.5
 train = "gates"
-search = {{ images = {searched}, batch = 64 }}
+gate_lr = 2e-2
+search = {{ images = {gated}, batch = 64 }}
 """,
         """\
 [tune]
 images = {trained}
-epochs = 2
+epochs = 1
 batch = 64
 lr = 2e-4
 labels = 0.5
@@ -117,6 +118,7 @@ def recipe_text(key: str, *, quick: bool) -> str:
     counts = {
         "calibration": 64 if quick else 1000,
         "evaluation": 64 if quick else 10_000,
+        "gated": 128 if quick else 5_000,  # frozen weights: gates settle in fewer steps
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
     }
