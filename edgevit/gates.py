@@ -44,21 +44,34 @@ def _marked(result: Result, fastest: Result, prefer: Prefer) -> Result:
 
 def accuracy_misses(result: Result, gates: Gates) -> list[str]:
     """List the accuracy gates that a result misses; a limit on something that was not measured is missed."""
-    missed = []
-    if gates.max_drop is not None:
-        if result.drop is None:
-            missed.append(f"max_drop {gates.max_drop:g} needs labelled evaluation images, and there are none")
-        elif result.drop.points > gates.max_drop:
-            missed.append(f"top-1 drops by {result.drop.points:.2f} points, max_drop is {gates.max_drop:g}")
-    if gates.min_agreement is not None:
-        agreement = result.slim.agreement
-        if agreement is None:
-            missed.append(
-                f"min_agreement {gates.min_agreement:g} needs evaluation images, and there are none"
-            )
-        elif agreement < gates.min_agreement:
-            missed.append(f"agreement is {agreement:.4f}, min_agreement is {gates.min_agreement:g}")
-    return missed
+    return [*_drop_misses(result, gates.max_drop), *_agreement_misses(result, gates.min_agreement)]
+
+
+def _drop_misses(result: Result, limit: float | None) -> list[str]:
+    """Judge the drop against dense in the same precision, and against dense in fp32 where that is known."""
+    if limit is None:
+        return []
+    if result.drop is None:
+        return [f"max_drop {limit:g} needs labelled evaluation images, and there are none"]
+    drops = {"": result.drop, " against fp32": result.fp32.drop if result.fp32 else None}
+    return [
+        f"top-1 drops by {drop.points:.2f} points{against}, max_drop is {limit:g}"
+        for against, drop in drops.items()
+        if drop is not None and drop.points > limit
+    ]
+
+
+def _agreement_misses(result: Result, limit: float | None) -> list[str]:
+    if limit is None:
+        return []
+    if result.slim.agreement is None:
+        return [f"min_agreement {limit:g} needs evaluation images, and there are none"]
+    shares = {"": result.slim.agreement, " with fp32": result.fp32.agreement if result.fp32 else None}
+    return [
+        f"agreement{against} is {share:.4f}, min_agreement is {limit:g}"
+        for against, share in shares.items()
+        if share is not None and share < limit
+    ]
 
 
 def latency_misses(result: Result, gates: Gates) -> list[str]:

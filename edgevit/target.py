@@ -11,7 +11,8 @@ from pydantic import Field
 from edgevit.schema import FolderName, Problem, Strict, load_toml, section
 from edgevit.shipped import find_shipped
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-bf16"]
+"""What is computed in; int8-bf16: matrix products in int8, the rest in bf16 where int8 leaves it in fp32."""
 Runtime = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Multiple = Annotated[int, Field(ge=1)]
 Opset = Annotated[int, Field(ge=13, le=23)]

@@ -40,7 +40,7 @@ def test_readiness_of_a_device_that_the_runtime_never_runs_on_names_the_one_it_d
 def test_readiness_of_a_precision_that_the_runtime_lacks_leaves_the_others() -> None:
     readiness = read_readiness(Target(name="cpu", runtime="onnxruntime", precisions=("fp32", "bf16")))
     assert readiness.missing["fp32"] is None
-    assert "expected a precision among fp32, got bf16" in str(readiness.missing["bf16"])
+    assert "expected a precision among fp32, int8, got bf16" in str(readiness.missing["bf16"])
     assert readiness.runs
 
 

@@ -6,7 +6,7 @@ from sample_report import result
 from edgevit.errors import AccuracyGateError, LatencyGateError, MeasurementError
 from edgevit.gates import choose, require_gates
 from edgevit.recipe import Gates
-from edgevit.report.model import Drop, Result
+from edgevit.report.model import AgainstFp32, Drop, Result
 
 
 def candidate(precision: str, slim_ms: float, **changes: object) -> Result:
@@ -35,6 +35,18 @@ def test_choose_prefers_a_slower_one_that_keeps_the_accuracy_gate() -> None:
     results = choose([candidate("fp32", 6.0), poor], Gates(max_drop=1.0), "fastest")
     assert chosen(results) == ["fp32"]
     assert results[1].refused == "misses the gate: top-1 drops by 2.50 points, max_drop is 1"
+
+
+def test_choose_refuses_int8_that_keeps_its_own_top1_but_not_that_of_fp32() -> None:
+    lost = Drop(points=9.0, interval=(7.0, 11.0))
+    broken = AgainstFp32(dense_agreement=0.85, dense_drop=lost, agreement=0.84, drop=lost)
+    gates = Gates(max_drop=1.0, min_agreement=0.9)
+    results = choose([candidate("fp32", 6.0), candidate("int8", 3.0, fp32=broken)], gates, "fastest")
+    assert chosen(results) == ["fp32"]
+    assert results[1].refused == (
+        "misses the gate: top-1 drops by 9.00 points against fp32, max_drop is 1;"
+        " agreement with fp32 is 0.8400, min_agreement is 0.9"
+    )
 
 
 @pytest.mark.parametrize("prefer", ["fastest", "all"])

@@ -107,4 +107,4 @@ def test_graph_that_the_parser_refuses_fails_the_build(
     with pytest.raises(
         BackendError, match=r"orin fp32: tensorrt 10\.3 does not take the dense graph.*blocks\.3\.attn"
     ):
-        check_graphs(Target(name="orin", runtime="tensorrt", device="gpu"), ["fp32"], graphs)
+        check_graphs(Target(name="orin", runtime="tensorrt", device="gpu"), {"fp32": graphs})

@@ -49,7 +49,7 @@ def test_rules_have_the_names_of_the_plan() -> None:
         ),
         (
             'precisions = ["fp32", "fp33"]',
-            r'precisions\[1\]: expected "fp32", "fp16", "bf16" or "int8", got "fp33"',
+            r'precisions\[1\]: expected "fp32", "fp16", "bf16", "int8" or "int8-bf16", got "fp33"',
         ),
         ("precisions = []", r"precisions: expected a list of at least 1, got \[\]"),
         ('precisions = ["fp32", "fp32"]', r"precisions: expected each precision once, got fp32, fp32"),

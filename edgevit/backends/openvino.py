@@ -1,7 +1,7 @@
-"""Build OpenVINO IR and run it on OpenVINO's CPU plugin in fp32 or bf16.
+"""Build OpenVINO IR and run it on OpenVINO's CPU plugin in fp32 or bf16, or in int8 with either for the rest.
 
-The IR is one for both precisions: its weights are those of the ONNX file, and the precision is asked of the
-plugin when the IR is loaded. Throughput settings are not offered; edgevit times one image stream at a time.
+The IR has the precision of the ONNX file, fp32 or int8; what else is computed in bf16 is asked of the plugin
+when the IR is loaded. Throughput settings are not offered; edgevit times one image stream at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BROKEN = (
     "Error parsing",
     "No document element",
 )
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 
 
 class OpenVINO:
@@ -74,7 +74,7 @@ class OpenVINO:
         """Refuse a device that OpenVINO does not see, and bf16 where it lacks it; see `Backend.require`."""
         device = target.device.upper()
         require_device(device, installed.devices)
-        if precision == "bf16":
+        if _HINTS[precision] == "bf16":
             require_bf16(installed.name or device, installed.capabilities)
 
     def load(self, artefact: Path, target: Target, precision: Precision) -> Session:
@@ -119,7 +119,7 @@ def require_bf16(name: str, capabilities: Sequence[str]) -> None:
     if "BF16" not in capabilities:
         raise BackendUnavailableError(
             f"openvino: expected a device that computes in bf16, {name} offers {', '.join(capabilities)}."
-            ' Use precisions = ["fp32"], or another device: of x86 CPUs, one with avx512_bf16 or amx_bf16.'
+            ' Use "fp32" or "int8", or another device: of x86 CPUs, one with avx512_bf16 or amx_bf16.'
         )
 
 

@@ -25,9 +25,18 @@ Device = tuple[Target, Precision]
 
 # Largest difference of logits between ONNX and artefact, as a share of the largest logit (at least 1).
 # fp32: another order of sums. bf16 keeps 8 bits of each factor, errors add up over the blocks, and where
-# tokens are merged many choices turn; what that costs is measured as accuracy.
-_TOLERANCE: dict[Precision, float] = {"fp32": ONNX_TO_ARTEFACT, "bf16": 0.15}
+# tokens are merged many choices turn; what that costs is measured as accuracy. int8: where two sums differ in
+# the last bit, an activation falls on the other step of its scale, so top-1 is compared instead (below); only
+# kits compare logits there.
+_TOLERANCE: dict[Precision, float] = {
+    "fp32": ONNX_TO_ARTEFACT,
+    "bf16": 0.15,
+    "int8": 0.3,
+    "int8-bf16": 0.3,
+}
 _BF16_MERGED_OUTLIERS = 0.5
+_INT8_AGREEMENT = 0.9
+"""Share of the compared images, at least, on which an int8 artefact has its graph's top-1."""
 
 
 def relative_tolerance(precision: Precision) -> float:
@@ -157,6 +166,8 @@ def compare_with_onnx(pair: ArtefactPair, side: str, graph: Graph, probe: Probe)
 
 
 def _limits(arch: Arch, precision: Precision) -> Limits:
+    if precision in ("int8", "int8-bf16"):
+        return Limits(_TOLERANCE[precision], agreement=_INT8_AGREEMENT)
     limits = limits_for(arch, _TOLERANCE[precision])
     if precision != "fp32" and limits.outliers:
         return replace(limits, outliers=_BF16_MERGED_OUTLIERS, explained=False)

@@ -10,14 +10,16 @@ from pathlib import Path
 from edgevit.backends import get_backend
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import RecipeError, WeightsError
+from edgevit.export.precision import require_nncf
 from edgevit.images import LoadedSet, load_image_set
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
 from edgevit.recipe import Gates, LoadedRecipe, TargetSection
 from edgevit.shipped import find_shipped
 from edgevit.target import Precision, Target, load_target
 
-SHARED_GRAPH: tuple[Precision, ...] = ("fp32", "bf16")
-"""Precisions that run the fp32 graph: the runtime computes in bf16 by itself."""
+EXPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int8-bf16")
+CALIBRATED: tuple[Precision, ...] = ("int8", "int8-bf16")
+"""Precisions whose graph takes the ranges of activations from images."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def read_inputs(recipe: LoadedRecipe, targets: Sequence[str]) -> Inputs:
         RecipeError: a target or image set that does not exist or has problems.
         WeightsError: the weights file does not exist.
         BackendUnavailableError: a target's runtime is not installed.
+        ExportError: int8 is wanted, and NNCF is not installed.
     """
     wanted = tuple(_wanted(recipe, targets))
     doubled = [name for name, count in Counter(item.target.name for item in wanted).items() if count > 1]
@@ -102,13 +105,31 @@ def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:
     for section, folder in chosen.values():
         target = load_target(section.name, folder)
         precisions = section.precisions or target.precisions
-        other = [precision for precision in precisions if precision not in SHARED_GRAPH]
-        if other:
-            raise RecipeError(
-                f"{recipe.path}: target {target.name}: expected precisions among {', '.join(SHARED_GRAPH)},"
-                f" got {', '.join(other)}, which this version does not export. Take them out of `precisions`."
-            )
+        _check_exported(recipe, target, precisions)
         yield Wanted(target, find_shipped("targets", section.name, folder), precisions, section)
+
+
+def _check_exported(recipe: LoadedRecipe, target: Target, precisions: Sequence[Precision]) -> None:
+    other = [precision for precision in precisions if precision not in EXPORTED]
+    if other:
+        raise RecipeError(
+            f"{recipe.path}: target {target.name}: expected precisions among {', '.join(EXPORTED)},"
+            f" got {', '.join(other)}, which this version does not export. Take them out of `precisions`."
+        )
+    calibrated = [precision for precision in precisions if precision in CALIBRATED]
+    if calibrated and recipe.recipe.calibration is None:
+        raise RecipeError(
+            f"{recipe.path}: calibration: missing; {', '.join(calibrated)} of target {target.name} takes the"
+            " ranges of activations from images. Add [calibration], which needs no labels, or take it out of"
+            " `precisions`."
+        )
+    if calibrated and "fp32" not in precisions and target.device != "board":
+        raise RecipeError(
+            f"{recipe.path}: target {target.name}: {', '.join(calibrated)} is judged against fp32 on the same"
+            ' device, and `precisions` has no "fp32". Add it.'
+        )
+    if calibrated:
+        require_nncf()
 
 
 def _check_precisions(recipe: Path, wanted: Wanted, offered: Sequence[Precision]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +35,7 @@ def needs_kit(target: Target) -> bool:
 
 
 def make_kit(
-    stages: Stages, target: Target, precisions: Sequence[Precision], checked: tuple[Graphs, Probe]
+    stages: Stages, target: Target, graphs: Mapping[Precision, Graphs], probe: Probe
 ) -> tuple[Path, KitFacts]:
     """Write a target's kit; return where it lies in the store, and what the report says of it.
 
@@ -43,12 +43,10 @@ def make_kit(
         BackendError: TensorRT-RTX, which builds here, refuses a graph.
         RecipeError: the target asks for what one of its TensorRT versions lacks.
     """
-    graphs, probe = checked
     times = Path(target.tensorrt.timing_cache)
     key: dict[str, JSON] = {
-        "onnx": [graphs.by_side[side].sha256 for side in SIDES],
+        "onnx": {name: [one.by_side[side].sha256 for side in SIDES] for name, one in graphs.items()},
         "target": target.model_dump(mode="json"),
-        "precisions": list(precisions),
         "images": probe.key,
         "times": sha256_file(times) if times.is_file() else None,
         "versions": {} if target.device == "board" else get_backend(target.runtime).versions(),
@@ -56,15 +54,16 @@ def make_kit(
     }
 
     def make(folder: Path) -> None:
-        size = graphs.form.batch or target.batch
+        form = next(iter(graphs.values())).form
+        size = form.batch or target.batch
         images = np.concatenate(probe.batches(size))
-        stored = Stored(images, size, graphs.form.batch is None, INPUT_NAME)
+        stored = Stored(images, size, form.batch is None, INPUT_NAME)
         with TemporaryDirectory() as built:
-            found = [_candidate(target, one, graphs, stored, Path(built)) for one in precisions]
+            found = [_candidate(target, name, one, stored, Path(built)) for name, one in graphs.items()]
             write_kit(folder / KIT_FOLDER, target, found, stored)
 
     folder = stages.run("kit", key, make, of=target.name) / KIT_FOLDER
-    facts = KitFacts(target=target.name, precisions=tuple(precisions), folder=f"{target.name}/{KIT_FOLDER}")
+    facts = KitFacts(target=target.name, precisions=tuple(graphs), folder=f"{target.name}/{KIT_FOLDER}")
     return folder, facts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from edgevit.backends.preflight import ask_parser
 from edgevit.errors import BackendError
@@ -11,16 +11,16 @@ from edgevit.report.model import PreflightFacts
 from edgevit.target import Precision, Target
 
 
-def check_graphs(target: Target, precisions: Sequence[Precision], graphs: Graphs) -> list[PreflightFacts]:
+def check_graphs(target: Target, graphs: Mapping[Precision, Graphs]) -> list[PreflightFacts]:
     """Ask the parser that is here about both graphs, in each precision.
 
     Raises:
         BackendError: it refuses one; says the node, which has the block in its name, and the operator.
     """
     facts = []
-    for precision in precisions:
+    for precision, checked in graphs.items():
         for side in SIDES:
-            found = ask_parser(graphs.by_side[side].path)
+            found = ask_parser(checked.by_side[side].path)
             facts.append(
                 PreflightFacts(
                     target=target.name,

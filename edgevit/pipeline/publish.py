@@ -22,10 +22,11 @@ def publish(store: Store, plan_file: Path, slim: Saved, measured: Measured) -> N
     store.publish(plan_file, PLAN_FILE)
     for name in (WEIGHTS_FILE, ARCH_FILE):
         store.publish(slim.folder / name, name)
-    for index, (form, checked) in enumerate(measured.graphs.items()):
+    for index, (form, by_precision) in enumerate(measured.graphs.items()):
         folder = "onnx" if index == 0 else f"onnx/{form.folder}"
-        store.publish(checked.by_side["slim"].path.parent, folder)
-        store.publish(checked.by_side["dense"].path.parent, f"{folder}/dense")
+        for checked in by_precision.values():
+            store.publish(checked.by_side["slim"].path.parent, folder)
+            store.publish(checked.by_side["dense"].path.parent, f"{folder}/dense")
     for kit, facts in measured.kits:
         store.publish(kit, facts.folder)
     for candidate in measured.candidates:

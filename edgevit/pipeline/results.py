@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import JsonValue
 
 from edgevit.cost import model_cost
@@ -9,22 +11,57 @@ from edgevit.images import Images
 from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, top1
 from edgevit.pipeline.candidate import Candidate
 from edgevit.pipeline.models import Archs
-from edgevit.report.model import ArtefactFacts, Drop, Latency, Result, SlimFacts, Speedup
+from edgevit.report.model import (
+    AgainstFp32,
+    ArtefactFacts,
+    Drop,
+    Latency,
+    Result,
+    SlimFacts,
+    Speedup,
+)
+from edgevit.target import Precision
 
 _SEED = 0
 
 
-def make_result(
-    candidate: Candidate, archs: Archs, evaluation: Images | None, parity: dict[str, float]
-) -> Result:
-    """Put one candidate's measurements beside what its MACs promised.
+def make_results(
+    candidates: Sequence[Candidate],
+    archs: Archs,
+    evaluation: Images | None,
+    parity: Mapping[Precision, dict[str, float]],
+) -> list[Result]:
+    """Put each candidate of a target beside what its MACs promised, and beside the one in fp32.
 
     Args:
-        candidate: what was measured.
+        candidates: what was measured.
         archs: dims of both models.
-        evaluation: the images that `candidate.logits` were computed for.
-        parity: how far the links before the artefact differ, by name.
+        evaluation: the images that `Candidate.logits` were computed for.
+        parity: how far the links before the artefact differ, by name, for each precision.
     """
+    reference = next((one for one in candidates if one.precision == "fp32"), None)
+    results = []
+    for one in candidates:
+        made = _make_result(one, archs, evaluation, parity[one.precision])
+        if reference is not None and one is not reference and one.logits:
+            made = made.model_copy(update={"fp32": _against_fp32(one, reference, evaluation)})
+        results.append(made)
+    return results
+
+
+def _against_fp32(candidate: Candidate, reference: Candidate, evaluation: Images | None) -> AgainstFp32:
+    dense = reference.logits["dense"]
+    return AgainstFp32(
+        dense_agreement=agreement(dense, candidate.logits["dense"]),
+        dense_drop=_drop(dense, candidate.logits["dense"], evaluation),
+        agreement=agreement(dense, candidate.logits["slim"]),
+        drop=_drop(dense, candidate.logits["slim"], evaluation),
+    )
+
+
+def _make_result(
+    candidate: Candidate, archs: Archs, evaluation: Images | None, parity: dict[str, float]
+) -> Result:
     times, logits = candidate.times, candidate.logits
     estimated = model_cost(archs.dense).total.macs / model_cost(archs.slim).total.macs
     labels = evaluation.labels if evaluation is not None else None
@@ -46,7 +83,7 @@ def make_result(
             **slim.model_dump(),
             agreement=agreement(logits["dense"], logits["slim"]) if logits else None,
         ),
-        drop=_drop(logits, evaluation),
+        drop=_drop(logits["dense"], logits["slim"], evaluation) if logits else None,
         speedup=Speedup(
             measured=times.speedup,
             interval=times.interval,
@@ -70,10 +107,10 @@ def _artefact(candidate: Candidate, side: str, share: float | None, latency: Lat
     )
 
 
-def _drop(logits: dict[str, Logits], evaluation: Images | None) -> Drop | None:
+def _drop(reference: Logits, candidate: Logits, evaluation: Images | None) -> Drop | None:
     if evaluation is None or evaluation.labels is None:
         return None
-    dense, slim = (correct(logits[side], evaluation.labels) for side in ("dense", "slim"))
+    dense, slim = (correct(logits, evaluation.labels) for logits in (reference, candidate))
     interval = paired_bootstrap(dense, slim, _SEED)
     points = 100 * (float(dense.mean()) - float(slim.mean()))
     return Drop(points=points, interval=(interval.low, interval.high))

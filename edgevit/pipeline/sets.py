@@ -9,7 +9,7 @@ from pathlib import Path
 from edgevit.errors import ImagesError
 from edgevit.images import Images, LoadedSet, check_labels, open_images
 from edgevit.methods import learning_methods, need_images
-from edgevit.pipeline.inputs import Inputs
+from edgevit.pipeline.inputs import CALIBRATED, Inputs
 from edgevit.pipeline.keys import images_key
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
@@ -41,7 +41,8 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
     drawn = _Drawn(stages, inputs, dense)
     calibration = evaluation = tuning = None
     searching = {}
-    if recipe.recover == "closed-form" or need_images(recipe.methods):
+    quantises = any(precision in CALIBRATED for wanted in inputs.wanted for precision in wanted.precisions)
+    if recipe.recover == "closed-form" or need_images(recipe.methods) or quantises:
         calibration = drawn.draw(None, "")
     for place, method in learning_methods(recipe.methods):
         images = drawn.draw(method.search.images, f'prune.method = "{method.method}"')

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevit.errors import BackendUnavailableError
+from edgevit.errors import BackendUnavailableError, ParityError
 from edgevit.gates import choose
 from edgevit.images import Images
 from edgevit.pipeline.candidate import Candidate, measure_candidate
-from edgevit.pipeline.graphs import Form, Graphs, Probe, export_graphs, make_probe
-from edgevit.pipeline.inputs import Inputs, Wanted
+from edgevit.pipeline.graphs import Form, Graphs, Probe, make_probe
+from edgevit.pipeline.inputs import CALIBRATED, Inputs, Wanted
 from edgevit.pipeline.kits import make_kit, needs_kit
 from edgevit.pipeline.models import Archs, Saved
+from edgevit.pipeline.precision import GraphFiles
 from edgevit.pipeline.preflight import check_graphs
-from edgevit.pipeline.results import make_result
+from edgevit.pipeline.results import make_results
 from edgevit.pipeline.sets import Sets
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import Plan, plan_sha256
 from edgevit.report.model import KitFacts, NotBuilt, PreflightFacts, Result
-from edgevit.target import TENSORRT_RUNTIMES
+from edgevit.target import TENSORRT_RUNTIMES, Precision
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measured:
     candidates: tuple[Candidate, ...]
     results: tuple[Result, ...]
     not_built: tuple[NotBuilt, ...]
-    graphs: dict[Form, Graphs]
+    graphs: dict[Form, dict[Precision, Graphs]]
     preflights: tuple[PreflightFacts, ...] = ()
     kits: tuple[tuple[Path, KitFacts], ...] = ()
     """Where each kit lies in the store, and what the report says of it."""
@@ -47,7 +48,7 @@ def measure_targets(
     """
     archs = Archs(models[0].loaded.model.arch, models[1].loaded.model.arch)
     probe = make_probe(sets.evaluation or sets.calibration, archs.dense)
-    graphs: dict[Form, Graphs] = {}
+    files = GraphFiles(stages, models, plan_sha256(plan), probe, sets.calibration)
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []
@@ -55,19 +56,18 @@ def measure_targets(
     kits: list[tuple[Path, KitFacts]] = []
     for wanted in inputs.wanted:
         form = Form.of(inputs.recipe.recipe.export, wanted.target)
-        if form not in graphs:
-            graphs[form] = export_graphs(stages, models, form, plan_sha256(plan), probe)
+        graphs = {precision: files.of(form, precision) for precision in wanted.precisions}
         if wanted.target.runtime in TENSORRT_RUNTIMES:
-            preflights += check_graphs(wanted.target, wanted.precisions, graphs[form])
+            preflights += check_graphs(wanted.target, graphs)
             if needs_kit(wanted.target):
-                kits.append(make_kit(stages, wanted.target, wanted.precisions, (graphs[form], probe)))
+                kits.append(make_kit(stages, wanted.target, graphs, probe))
                 missing += _elsewhere(kits[-1][1])
                 continue
-        mine = list(_candidates(stages, wanted, (graphs[form], probe), sets.evaluation, missing))
-        made = [make_result(one, archs, sets.evaluation, graphs[form].parity) for one in mine]
+        mine = list(_candidates(stages, wanted, (graphs, probe), sets.evaluation, missing))
+        made = make_results(mine, archs, sets.evaluation, {name: one.parity for name, one in graphs.items()})
         candidates += mine
         results += choose(made, inputs.gates, wanted.section.prefer)
-    found = tuple(candidates), tuple(results), tuple(missing), graphs, tuple(preflights), tuple(kits)
+    found = tuple(candidates), tuple(results), tuple(missing), files.made, tuple(preflights), tuple(kits)
     return Measured(*found)
 
 
@@ -82,19 +82,26 @@ def _elsewhere(kit: KitFacts) -> list[NotBuilt]:
 def _candidates(
     stages: Stages,
     wanted: Wanted,
-    checked: tuple[Graphs, Probe],
+    checked: tuple[Mapping[Precision, Graphs], Probe],
     evaluation: Images | None,
     missing: list[NotBuilt],
 ) -> Iterator[Candidate]:
     """Yield the candidates that this machine can run; those that it cannot go to `missing`.
 
+    An int8 artefact that computes something else than its graph goes there as well: fp32 is built beside it.
+
     Raises:
         BackendUnavailableError: it can run none of them.
+        ParityError: an artefact in floating point does not compute what its graph does.
     """
-    target, reasons = wanted.target, []
+    (graphs, probe), target, reasons = checked, wanted.target, []
     for precision in wanted.precisions:
         try:
-            yield measure_candidate(stages, (target, precision), *checked, evaluation)
+            yield measure_candidate(stages, (target, precision), graphs[precision], probe, evaluation)
+        except ParityError as error:
+            if precision not in CALIBRATED:
+                raise
+            missing.append(NotBuilt(target=target.name, precision=precision, why=str(error)))
         except BackendUnavailableError as error:
             reasons.append(error)
             missing.append(NotBuilt(target=target.name, precision=precision, why=str(error)))

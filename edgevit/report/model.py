@@ -168,6 +168,18 @@ class Drop(Part):
     interval: Interval
 
 
+class AgainstFp32(Part):
+    """What another precision costs: its artefacts against the dense one in fp32, on the same device."""
+
+    dense_agreement: Fraction
+    """Share of images with that one's top-1, of dense."""
+    dense_drop: Drop | None
+    agreement: Fraction
+    """The same of slim."""
+    drop: Drop | None
+    """Top-1 of dense in fp32 minus that of slim in this precision."""
+
+
 class Speedup(Part):
     """Dense latency over slim latency, beside what the MACs let hope for."""
 
@@ -199,6 +211,8 @@ class Result(Part):
     dense: ArtefactFacts
     slim: SlimFacts
     drop: Drop | None
+    fp32: AgainstFp32 | None = None
+    """None for fp32 itself, where fp32 is no candidate, and without an evaluation set."""
     speedup: Speedup
     parity: Facts
     verdict: Literal["trusted", "untrusted"]

@@ -106,8 +106,17 @@ def accuracy(result: Result, evaluation: SetFacts | None) -> str:
     images = f"{evaluation.images:,} images"
     same = f"It answers like the dense model on {share(result.slim.agreement)} of {images}"
     if result.slim.top1 is None or result.drop is None:
-        return f"{same}; they have no labels, so top-1 is unknown."
-    return f"{same}; top-1 is {share(result.slim.top1)}, {_lost(result.drop)}."
+        return f"{same}; they have no labels, so top-1 is unknown.{_precision_cost(result)}"
+    return f"{same}; top-1 is {share(result.slim.top1)}, {_lost(result.drop)}.{_precision_cost(result)}"
+
+
+def _precision_cost(result: Result) -> str:
+    """Say what the precision costs, where there is an artefact in fp32 to compare with."""
+    against = result.fp32
+    if against is None:
+        return ""
+    lost = f", {_lost(against.drop)}" if against.drop else ""
+    return f" Against the dense model in fp32: {share(against.agreement)} alike{lost}."
 
 
 def _lost(drop: Drop) -> str:

@@ -1,0 +1,242 @@
+"""Quantise DeiT-Tiny and DeiT-Small, and measure what int8 costs and gains against fp32 in both CPU runtimes.
+
+    python tools/bench/precision.py --parts accuracy quantising     # minutes of CPU
+    python tools/bench/precision.py --parts speed --seconds 20      # alone on the machine
+
+Accuracy: DeiT-T's ImageNet weights, calibrated on 256 unlabelled images of imagenet_train1000, evaluated on
+imagenet_val650. Times of quantising include the reading of statistics, not the decoding of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import record
+from numpy.typing import NDArray
+from record import Bound, Figure, Notebook, Row
+from subjects import (
+    TOLD,
+    WEIGHTS,
+    Cut,
+    cpu_target,
+    cut_model,
+    labels_of,
+    load_deit_tiny,
+    open_set,
+    use_threads,
+)
+
+from edgevit.backends import get_backend
+from edgevit.board import read_installed
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.parity import Batch
+from edgevit.export.precision import quantise
+from edgevit.images import Images
+from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, predict, top1
+from edgevit.measure.protocol import measure_pair
+from edgevit.models.layers import SlimViT
+from edgevit.models.load import ModelSource, load_model
+from edgevit.plan import Counts
+from edgevit.slim import SlimOptions
+from edgevit.target import Precision, Runtime, Target, Timing
+
+RUNTIMES: dict[Runtime, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+SMALL = "deit_small_patch16_224"
+SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
+_LARGEST_DROP: dict[Runtime, float] = {"openvino": 0.3, "onnxruntime": 0.5}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = list(PARTS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of samples for each pair")
+    parser.add_argument("--keep", type=Path, help="folder that keeps graphs for a later run of other parts")
+    record.add_options(parser)
+    return parser.parse_args()
+
+
+class Bench:
+    """Graphs that the parts share, made when first asked for."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments = arguments
+        self.folder = folder
+        self.dense = load_deit_tiny()
+
+    def calibration(self) -> list[Batch]:
+        """Decode the calibration images, one an array."""
+        count = 8 if self.arguments.quick else 256
+        return list(open_set("imagenet_train1000", self.dense.preprocess, count).batches(1))
+
+    def evaluation(self) -> Images:
+        """Open the images that judge."""
+        return open_set("imagenet_val650", self.dense.preprocess, 16 if self.arguments.quick else None)
+
+    def graphs(self, name: str) -> dict[Precision, Path]:
+        """Return the fp32 and the int8 graph of DeiT-T, dense or slim."""
+        paths: dict[Precision, Path] = {
+            "fp32": self.folder / f"{name}-fp32.onnx",
+            "int8": self.folder / f"{name}-int8.onnx",
+        }
+        if not paths["int8"].is_file():
+            TOLD.say(f"quantising {name}")
+            export_onnx(self._model(name), paths["fp32"], ExportOptions(batch=1))
+            quantise(paths["fp32"], self.calibration(), paths["int8"], smooth=False)
+        return paths
+
+    def _model(self, name: str) -> SlimViT:
+        if name == "dense":
+            return self.dense.model
+        images = open_set("imagenet_train1000", self.dense.preprocess, 64 if self.arguments.quick else 256)
+        return cut_model(self.dense.model, SLIM, SlimOptions("closed-form"), images)
+
+    def target(self, runtime: Runtime) -> Target:
+        """Return the CPU target."""
+        return cpu_target(runtime, self.arguments.threads)
+
+
+def logits_of(target: Target, precision: Precision, graph: Path, folder: Path, images: Images) -> Logits:
+    """Build the artefact of a graph and return its logits for all images."""
+    backend = get_backend(target.runtime)
+    artefact = backend.build(graph, target, precision, folder)
+    with backend.load(artefact, target, precision) as session:
+        return predict(session, images.batches(1), progress=lambda done: TOLD("scoring", done, len(images)))
+
+
+def accuracy(bench: Bench, notebook: Notebook) -> None:
+    """Compare int8 with the same model in fp32 in the same runtime."""
+    images = bench.evaluation()
+    labels = labels_of(images)
+    for name, title in (("dense", "DeiT-T"), ("slim", f"DeiT-T, {SLIM.name}")):
+        graphs = bench.graphs(name)
+        for runtime in RUNTIMES if name == "dense" else ("openvino",):
+            target = bench.target(runtime)
+            reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
+            for precision in int8_precisions(runtime):
+                found = logits_of(target, precision, graphs["int8"], bench.folder / precision, images)
+                bounds = (
+                    (Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98))
+                    if name == "dense"
+                    else (Bound(high=0.5), Bound(low=0.97))
+                )
+                wanted = bounds if precision == "int8" else (None, None)
+                row = Row(
+                    f"{title}, {precision}: {RUNTIMES[runtime]}", cells(reference, found, labels, wanted)
+                )
+                notebook.write("precision", [row])
+
+
+def cells(
+    reference: Logits,
+    found: Logits,
+    labels: NDArray[np.int64],
+    wanted: tuple[Bound | None, Bound | None],
+) -> dict[str, Figure | str]:
+    """Return what int8 costs."""
+    interval = paired_bootstrap(correct(reference, labels), correct(found, labels), 0)
+    lost = 100 * (top1(reference, labels) - top1(found, labels))
+    return {
+        "images": str(len(labels)),
+        "top-1 in fp32, %": Figure(100 * top1(reference, labels), ".1f"),
+        "drop, points": Figure(lost, ".2f", (interval.low, interval.high), wanted[0]),
+        "agreement": Figure(agreement(reference, found), ".4f", None, wanted[1]),
+        "KL": Figure(mean_kl(reference, found), ".4f"),
+    }
+
+
+def int8_precisions(runtime: Runtime) -> tuple[Precision, ...]:
+    """Return the int8 precisions that this machine runs."""
+    bf16 = runtime == "openvino" and "BF16" in read_installed("openvino", "CPU").capabilities
+    return ("int8", "int8-bf16") if bf16 else ("int8",)
+
+
+def quantising(bench: Bench, notebook: Notebook) -> None:
+    """Time the quantising of DeiT-S; weights do not matter for that."""
+    path = bench.folder / "small-fp32.onnx"
+    export_onnx(load_model(ModelSource(SMALL)).model, path, ExportOptions(batch=1))
+    images = bench.calibration()
+    begin, busy = time.perf_counter(), time.process_time()
+    quantise(path, images, bench.folder / "small-int8.onnx", smooth=False)
+    minutes, processor = (
+        (time.perf_counter() - begin) / 60,
+        (time.process_time() - busy) / 60,
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    row: dict[str, Figure | str] = {
+        "images": str(len(images)),
+        "minutes": Figure(minutes, ".2f", None, Bound(high=2.0)),
+        "minutes of CPU": Figure(processor, ".2f"),
+        "peak of the process, GB": Figure(peak, ".2f", None, Bound(high=4.0)),
+    }
+    notebook.write("precision-quantising", [Row("DeiT-S", row)])
+
+
+def speed(bench: Bench, notebook: Notebook) -> None:
+    """Time int8 against fp32, dense DeiT-T, in both runtimes."""
+    quick, seconds = bench.arguments.quick, bench.arguments.seconds
+    timing = Timing(
+        warmup_s=0.2 if quick else 2.0,
+        seconds=1.0 if quick else seconds,
+        min_samples=10 if quick else 100,
+        max_samples=100_000,
+        max_interval_ratio=0.05,
+    )
+    graphs = bench.graphs("dense")
+    noise = np.random.default_rng(0).standard_normal((1, *bench.dense.model.arch.image)).astype(np.float32)
+    for runtime in RUNTIMES:
+        target, backend = bench.target(runtime), get_backend(runtime)
+        reference = backend.build(graphs["fp32"], target, "fp32", bench.folder / runtime / "fp32")
+        for precision in int8_precisions(runtime):
+            artefact = backend.build(graphs["int8"], target, precision, bench.folder / runtime / precision)
+            with (
+                backend.load(reference, target, "fp32") as one,
+                backend.load(artefact, target, precision) as other,
+            ):
+                found = measure_pair(one, other, noise, timing)
+            assert found.candidate is not None
+            assert found.speedup is not None
+            wanted = Bound(low=1.8 if runtime == "openvino" else 1.0) if precision == "int8" else None
+            ratio = found.speedup
+            row: dict[str, Figure | str] = {
+                "fp32, ms": Figure(found.reference.median, ".2f"),
+                "int8, ms": Figure(found.candidate.median, ".2f"),
+                "faster by": Figure(
+                    ratio.value, ".3f", (ratio.low, ratio.high), wanted, found.verdict == "trusted"
+                ),
+                "verdict": found.verdict if found.verdict == "trusted" else f"untrusted: {found.why}",
+            }
+            notebook.write(
+                "precision-speed",
+                [Row(f"DeiT-T, {precision}: {RUNTIMES[runtime]}, {target.threads} threads", row)],
+            )
+
+
+PARTS = {"accuracy": accuracy, "quantising": quantising, "speed": speed}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    arguments = parse_arguments()
+    if not WEIGHTS.is_file():
+        raise SystemExit(f"{WEIGHTS}: the real weights are not here")
+    use_threads(arguments.threads)
+    notebook = Notebook(quick=arguments.quick)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(arguments, folder)
+        for part in arguments.parts:
+            PARTS[part](bench, notebook)
+
+
+if __name__ == "__main__":
+    main()
