@@ -21,7 +21,7 @@ def _arch() -> Arch:
 
 
 def _weigh(model: SlimViT, images: Tensor) -> list[BlockWeights]:
-    return token_weights(model, len(images), iter(images.split(16)), silent)
+    return token_weights(model, len(images), iter(images.split(16)), silent).weights
 
 
 def _pair_bias(block: SlimBlock) -> Tensor:
@@ -147,3 +147,41 @@ def test_weighing_tells_how_far_it_is() -> None:
     images = noise_images(20)
     token_weights(toy_model(_arch()), 20, iter(images.split(16)), lambda *call: calls.append(call))
     assert [(done, total) for _, done, total in calls] == [(16, 20), (20, 20)]
+
+
+def _streams_behind_branches(model: SlimViT, images: Tensor) -> list[Tensor]:
+    x, streams = model.embed(images), []
+    for block in model.blocks:
+        x = block.downsample(x)
+        y = block.attn.split(block.norm1(x))
+        x = x + block.attn.proj(block.attn.join(block.attn.mix(y, block.attn.keys(y), y.shape[1], None)))
+        streams.append(x)
+        x = block.stream(x)
+        x = x + block.mlp(block.mlp_input(x))
+        streams.append(x)
+    return streams
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model", [toy_model(_arch()), toy_swin(), toy_slim_cct()], ids=["vit", "swin", "cct"]
+)
+def test_weighing_keeps_the_stream_behind_each_branch_of_every_image(model: SlimViT) -> None:
+    images = noise_images(20, model.arch)
+    found = token_weights(model, 20, iter(images.split(16)), silent).streams
+    assert found is not None
+    for kept, wanted in zip(found, _streams_behind_branches(model, images), strict=True):
+        torch.testing.assert_close(kept.float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_streams_that_float16_cannot_hold_are_not_kept() -> None:
+    model = toy_model(_arch())
+    model.blocks[0].mlp.fc2.bias[0] = 1e6
+    images = noise_images(4)
+    assert token_weights(model, 4, iter(images.split(4)), silent).streams is None
+
+
+def test_streams_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.slim.token_weights._KEPT_BYTES", 1000)
+    images = noise_images(4)
+    assert token_weights(toy_model(_arch()), 4, iter(images.split(4)), silent).streams is None

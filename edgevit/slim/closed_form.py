@@ -117,8 +117,8 @@ def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tens
     """Remove hidden neurons one after the other, each time the one that the others replace best.
 
     The loss of removing neuron j and refitting the others is ||W[:, j]||² / [H⁻¹]_jj with H = Cov + ridge;
-    W and H⁻¹ follow by rank-one updates, which are collected and applied in blocks so that memory traffic
-    stays small.
+    WᵀW and H⁻¹ follow by updates of low rank, which are collected and applied in blocks so that memory
+    traffic stays small.
 
     Args:
         out_weight: fc2's weight, [C, F].
@@ -131,9 +131,11 @@ def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tens
     Reference: Hassibi and Stork 1993, Optimal Brain Surgeon, for the linear least-squares layer.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + _ridge(covariance)))
-    weight, removed = out_weight.clone(), torch.zeros(len(covariance), dtype=torch.bool)
+    gram, removed = out_weight.T @ out_weight, torch.zeros(len(covariance), dtype=torch.bool)
     for start in range(0, len(covariance) - keep, _BLOCK):
-        _eliminate_block(removed, weight, inverse, min(_BLOCK, len(covariance) - keep - start))
+        steps, shifts = _eliminate_block(removed, gram, inverse, min(_BLOCK, len(covariance) - keep - start))
+        inverse.addmm_(steps.T, steps, alpha=-1)
+        gram.addmm_(shifts.T, steps, alpha=-1).addmm_(steps.T, shifts, alpha=-1)
     return (~removed).nonzero().flatten()
 
 
@@ -141,26 +143,29 @@ _BLOCK = 64  # rank-one updates collected before they are applied
 
 
 @_one_thread()
-def _eliminate_block(removed: Tensor, weight: Tensor, inverse: Tensor, count: int) -> None:
-    """Remove `count` more neurons; all three tensors are changed in place.
+def _eliminate_block(removed: Tensor, gram: Tensor, inverse: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Remove `count` more neurons; `removed` is changed in place.
 
-    Rows and columns of removed neurons stay, as zeros: taking them out would copy both matrices.
+    Of W only WᵀW is needed, which follows as W -> W - W[:, p] H⁻¹[p] / H⁻¹[p, p] does: by a symmetric update
+    of rank two. Rows and columns of removed neurons stay, as zeros: taking them out would copy both matrices.
+
+    Returns:
+        S and U, each [count, F]: H⁻¹ loses SᵀS, and WᵀW loses UᵀS + SᵀU.
     """
-    diagonal, norms = inverse.diagonal().clone(), weight.square().sum(dim=0)
-    steps = inverse.new_zeros(count, len(inverse))  # H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
-    columns = weight.new_zeros(count, len(weight))  # W[:, p] / sqrt(H⁻¹[p, p]) at that time
+    diagonal, norms = inverse.diagonal().clone(), gram.diagonal().clone()
+    steps = inverse.new_zeros(count, len(inverse))  # s = H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
+    shifts = torch.zeros_like(steps)  # u, where WᵀW loses u sᵀ + s uᵀ
     for step in range(count):
         p = int(torch.where(removed, torch.inf, norms / diagonal).argmin())
         row = inverse[p] - steps[:step, p] @ steps[:step]
-        column = weight[:, p] - steps[:step, p] @ columns[:step]
+        products = gram[p] - shifts[:step, p] @ steps[:step] - steps[:step, p] @ shifts[:step]
         root = row[p].sqrt()
-        steps[step], columns[step] = row / root, column / root
-        overlap = columns[step] @ weight - (columns[step] @ columns[:step].T) @ steps[:step]
-        norms = norms - 2 * steps[step] * overlap + steps[step].square() * columns[step].square().sum()
+        steps[step] = row / root
+        shifts[step] = products / root - steps[step] * products[p] / (2 * row[p])
+        norms = norms - 2 * shifts[step] * steps[step]
         diagonal = diagonal - steps[step].square()
         removed[p] = True
-    weight.addmm_(columns.T, steps, alpha=-1)
-    inverse.addmm_(steps.T, steps, alpha=-1)
+    return steps, shifts
 
 
 def refit(covariance: Tensor, cross: Tensor, start: Tensor, pull: float) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: b images of a batch, N' slim tokens, H' kept heads, K/V dims per head, C
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Reduc
             reductions.append(site.cut.reduction(wide.keys(y)))
         u = _mix(wide, y, sizes)
         whole = u if _same_attention(site) else _mix(full, y, sizes)
-        site.streams.dense[part] = _dense_after(site, part)
+        site.streams.move_dense(part, 2 * site.index, _branch(site))
         target = site.target(full.proj(whole), part)
         weights = site.token_weights(site.weights.attention, part)
         moments.add(u.flatten(0, 1), weights, target.flatten(0, 1))
@@ -178,11 +179,15 @@ def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttenti
     return torch.block_diag(*maps), torch.cat(columns, dim=1)
 
 
-def _dense_after(site: Site, part: slice) -> Tensor:
-    """Return the dense stream behind the full attention, [b, N, D]."""
-    stream, attention = site.streams.dense[part], site.full.attn
-    after: Tensor = stream + attention.proj(_mix(attention, site.full.norm1(stream), None))
-    return after
+def _branch(site: Site) -> Callable[[Tensor], Tensor]:
+    """Return what the full attention adds to a dense stream, [b, N, D] -> [b, N, D]."""
+    attention = site.full.attn
+
+    def branch(stream: Tensor) -> Tensor:
+        added: Tensor = attention.proj(_mix(attention, site.full.norm1(stream), None))
+        return added
+
+    return branch
 
 
 def _step_equal(site: Site) -> list[Reduction]:
@@ -191,6 +196,5 @@ def _step_equal(site: Site) -> list[Reduction]:
     for part in site.streams.slices():
         if site.cut.dims.merged:
             reductions.append(site.cut.reduction(site.full.attn.keys(_normed(site, part))))
-        site.streams.dense[part] = _dense_after(site, part)
-    site.streams.follow_dense()
+    site.streams.move_both(_branch(site))
     return reductions

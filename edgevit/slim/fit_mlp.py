@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,7 @@ def fit_mlp(site: Site) -> None:
         streams.change(site.full.norm2)
     if not streams.drifted and full.fc1.out_features == cut.fc1.out_features:
         cut.load_state_dict(full.state_dict())
-        for part in streams.slices():
-            _move_dense(site, part)
-        streams.follow_dense()
+        streams.move_both(_branch(site))
         return
     _fit(site)
     streams.drifted = True
@@ -32,31 +32,32 @@ def _normed(site: Site, part: slice) -> Tensor:
 
 
 def _fit(site: Site) -> None:
-    full, cut = site.full.mlp, site.cut.mlp
+    full, cut, aim = site.full.mlp, site.cut.mlp, site.options.aim
     moments = _neuron_moments(site)
     covariance, weight = moments.covariance, full.fc2.weight.double()
     kept = _choose_neurons(site, moments, weight)
+    # What the full branch gives is linear in its neurons: its moments need no pass of their own.
+    own_cross, own_mean = weight @ covariance[:, kept], full.fc2.bias.double() + weight @ moments.mean
     inner = covariance[kept][:, kept]
-    start = weight
+    new, mean = weight, own_mean
     if len(kept) < len(covariance):
-        whole = weight @ covariance[:, kept]  # Cov of the full output with the kept neurons
-        start = closed_form.refit(inner, whole, torch.zeros_like(whole), closed_form.RIDGE)
-    new = start
-    if site.options.aim is not None:
-        new = closed_form.refit(inner, moments.cross_covariance[:, kept], start, site.options.pull)
+        new = closed_form.refit(inner, own_cross, torch.zeros_like(own_cross), closed_form.RIDGE)
+    if aim is not None:
+        cross = aim * moments.cross_covariance[:, kept] + (1 - aim) * own_cross
+        new = closed_form.refit(inner, cross, new, site.options.pull)
+        mean = aim * moments.target_mean + (1 - aim) * own_mean
     write_neurons(full, cut, kept)
-    write_linear(cut.fc2, new, moments.target_mean - new @ moments.mean[kept])
+    write_linear(cut.fc2, new, mean - new @ moments.mean[kept])
 
 
 def _neuron_moments(site: Site) -> Moments:
-    """Return moments of the full neurons on the slim stream, with the branch's target."""
+    """Return moments of the full neurons on the slim stream, with the drift as targets where it is wanted."""
     moments = Moments()
     for part in site.streams.slices():
         neurons = site.full.mlp.neurons(_normed(site, part))  # [b, N', F]
-        _move_dense(site, part)
-        target = site.target(site.full.mlp.fc2(neurons), part)
-        weights = site.token_weights(site.weights.mlp, part)
-        moments.add(neurons.flatten(0, 1), weights, target.flatten(0, 1))
+        site.streams.move_dense(part, 2 * site.index + 1, _branch(site))
+        drift = None if site.options.aim is None else site.drift(part).flatten(0, 1)
+        moments.add(neurons.flatten(0, 1), site.token_weights(site.weights.mlp, part), drift)
     return moments
 
 
@@ -71,7 +72,11 @@ def _choose_neurons(site: Site, moments: Moments, weight: Tensor) -> Tensor:
     return scores.topk(keep).indices.sort().values
 
 
-def _move_dense(site: Site, part: slice) -> None:
-    """Move the dense stream of a batch behind the full MLP."""
-    stream = site.streams.dense[part]
-    stream += site.full.mlp(site.full.mlp_input(stream))
+def _branch(site: Site) -> Callable[[Tensor], Tensor]:
+    """Return what the full MLP adds to a dense stream, [b, N, D] -> [b, N, D]."""
+
+    def branch(stream: Tensor) -> Tensor:
+        added: Tensor = site.full.mlp(site.full.mlp_input(stream))
+        return added
+
+    return branch

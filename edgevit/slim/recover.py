@@ -44,7 +44,7 @@ def slim_closed_form(
     with torch.no_grad():
         streams.enter(slim, batches())
         for index, (full, cut) in enumerate(zip(dense.blocks, slim.blocks, strict=True)):
-            site = Site(full, cut, streams, streams.weights[index], options)
+            site = Site(index, full, cut, streams, streams.weights[index], options)
             reductions = fit_attention(site)
             if reductions:
                 streams.reduce(reductions)

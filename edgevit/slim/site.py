@@ -30,11 +30,16 @@ class ClosedForm:
 class Site:
     """A block on its way from `full` to `cut`; `streams` stand in front of it."""
 
+    index: int
     full: SlimBlock
     cut: SlimBlock
     streams: Streams
     weights: BlockWeights
     options: ClosedForm
+
+    def drift(self, part: slice) -> Tensor:
+        """Return the way from the slim stream to the dense one, which has moved already, [b, N', D]."""
+        return self.streams.pooled_dense(part) - self.streams.slim[part]
 
     def target(self, own: Tensor, part: slice) -> Tensor:
         """Return what a branch should add to the slim stream, [b, N', D]; the dense one has moved already.
@@ -45,8 +50,7 @@ class Site:
         """
         if self.options.aim is None:
             return own
-        drift = self.streams.pooled_dense(part) - self.streams.slim[part]
-        return self.options.aim * drift + (1 - self.options.aim) * own
+        return self.options.aim * self.drift(part) + (1 - self.options.aim) * own
 
     def token_weights(self, values: Tensor, part: slice) -> Tensor:
         """Return the weights of all slim tokens of a batch, [b * N'], from the original ones, [n, N]."""

@@ -2,7 +2,8 @@
 
 What a block is slimmed by are statistics of the stream that the already slimmed blocks give; what it aims at
 is the dense stream, so that it repairs what earlier blocks lost. Of all images only the streams, the token
-weights and the attention outputs of the block at hand (fit_attention.py) are held, never other activations.
+weights and the attention outputs of the block at hand (fit_attention.py) are held, never other activations;
+the dense stream of all blocks is, where the pass that weighs tokens could keep it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import Reduction, TokenMatch, reduce_tokens
 from edgevit.progress import Progress
-from edgevit.slim.token_weights import BlockWeights, token_weights
+from edgevit.slim.token_weights import BlockWeights, Weighed, token_weights
 
 BATCH = 32  # images that are worked on at once
 
@@ -31,6 +32,7 @@ class Streams:
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
     home: Tensor  # the slim token that holds each original token, int64 [n, N]; N' where it was dropped
     weights: list[BlockWeights]  # per block, of the original tokens
+    kept: list[Tensor] | None  # the dense stream behind each attention and MLP, where it was kept
     drifted: bool = False  # whether the slim stream differs from the dense one
 
     def slices(self) -> Iterator[slice]:
@@ -46,8 +48,23 @@ class Streams:
         """Add what a branch gives, [b, N', D], to the slim stream of a batch."""
         self.slim[part] += branch
 
-    def follow_dense(self) -> None:
-        """Let the slim stream stand where the dense one stands: nothing was cut so far."""
+    def move_dense(self, part: slice, place: int, branch: Callable[[Tensor], Tensor]) -> None:
+        """Move the dense stream of a batch behind a branch.
+
+        Args:
+            part: which images.
+            place: 2 * block behind its attention, 2 * block + 1 behind its MLP.
+            branch: what the dense model adds there, from the stream [b, N, D]; run where nothing was kept.
+        """
+        if self.kept is None:
+            self.dense[part] += branch(self.dense[part])
+        else:
+            self.dense[part] = self.kept[place][part]
+
+    def move_both(self, branch: Callable[[Tensor], Tensor]) -> None:
+        """Move both streams behind a branch while they are equal: nothing was cut so far."""
+        for part in self.slices():
+            self.dense[part] += branch(self.dense[part])
         self.slim = self.dense.clone()
 
     def downsample(self, layer: Downsample) -> None:
@@ -121,10 +138,12 @@ def open_streams(
         stream = torch.cat([model.embed(images) for images in batches()])
     n, tokens, _ = stream.shape
     if weighted:
-        weights = token_weights(model, n, batches(), progress)
+        found = token_weights(model, n, batches(), progress)
     else:
-        weights = [_equal_weights(block.attn.heads, n, block.dims.tokens_in) for block in model.blocks]
-    return Streams(stream, stream.clone(), None, _everyone_at_home(n, tokens), weights)
+        equal = [_equal_weights(block.attn.heads, n, block.dims.tokens_in) for block in model.blocks]
+        found = Weighed(equal, None)
+    home = _everyone_at_home(n, tokens)
+    return Streams(stream, stream.clone(), None, home, found.weights, found.streams)
 
 
 def _everyone_at_home(images: int, tokens: int) -> Tensor:

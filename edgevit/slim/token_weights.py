@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from edgevit.models.layers import SlimAttention, SlimViT
 from edgevit.progress import Progress
 
 _PIECE = 8  # images whose activations are held for the gradient
+_KEPT_BYTES = 2**31  # that the dense streams of all blocks may take, if they are kept
 
 
 class BlockWeights(NamedTuple):
@@ -23,10 +25,17 @@ class BlockWeights(NamedTuple):
     keys: Tensor  # columns of the logits, [n, H, N]
 
 
-def token_weights(
-    model: SlimViT, images: int, batches: Iterator[Tensor], progress: Progress
-) -> list[BlockWeights]:
-    """Return the weights of every block for all images of `batches`, [b, C, H, W].
+class Weighed(NamedTuple):
+    """What a pass through the dense model with its gradients has found."""
+
+    weights: list[BlockWeights]  # of every block
+    streams: list[Tensor] | None
+    """The residual stream behind each attention and each MLP, float16 [n, N, D], two for each block; None
+    where they would take more than 2 GiB, or do not fit into float16."""
+
+
+def token_weights(model: SlimViT, images: int, batches: Iterator[Tensor], progress: Progress) -> Weighed:
+    """Return the weights of every block for all images of `batches`, [b, C, H, W], and the streams met.
 
     Labels are drawn from the model's own softmax; the squared gradient of log p at a place tells how the
     answer moves when that place is disturbed (the Fisher information's diagonal, summed over channels). Half
@@ -35,16 +44,40 @@ def token_weights(
     """
     generator = torch.Generator().manual_seed(0)
     rows: list[list[BlockWeights]] = []
+    streams, seen = _room_for_streams(model, images), 0
     for batch in batches:
-        rows += [_squared_gradients(model, piece, generator) for piece in batch.split(_PIECE)]
-        progress("weighing tokens", sum(len(row[0].mlp) for row in rows), images)
-    return [_half_uniform(parts) for parts in zip(*rows, strict=True)]
+        for piece in batch.split(_PIECE):
+            places = _forward(model, piece)
+            rows.append(_squared_gradients(model, places, generator))
+            streams = _keep(streams, places, seen)
+            seen += len(piece)
+        progress("weighing tokens", seen, images)
+    return Weighed([_half_uniform(parts) for parts in zip(*rows, strict=True)], streams)
 
 
-@torch.enable_grad()  # a caller may have switched gradients off for its own work
-def _squared_gradients(model: SlimViT, images: Tensor, generator: torch.Generator) -> list[BlockWeights]:
+def _room_for_streams(model: SlimViT, images: int) -> list[Tensor] | None:
+    shapes = [(images, block.dims.tokens_in, block.dims.embed) for block in model.blocks for _ in range(2)]
+    if sum(math.prod(shape) for shape in shapes) * torch.float16.itemsize > _KEPT_BYTES:
+        return None
+    return [torch.empty(shape, dtype=torch.float16) for shape in shapes]
+
+
+def _keep(streams: list[Tensor] | None, places: _Places, seen: int) -> list[Tensor] | None:
+    """Write the streams of some images behind those of the `seen` before them."""
+    if streams is None:
+        return None
+    both = zip(places.attention, places.mlp, strict=True)
+    for kept, found in zip(streams, (stream for pair in both for stream in pair), strict=True):
+        part = kept[seen : seen + len(found)]
+        part.copy_(found.detach())
+        if not part.isfinite().all():
+            return None
+    return streams
+
+
+@torch.enable_grad()
+def _squared_gradients(model: SlimViT, places: _Places, generator: torch.Generator) -> list[BlockWeights]:
     """Return the squared gradients of log p of a drawn label, for every block."""
-    places = _forward(model, images)
     draw = torch.multinomial(places.logits.detach().softmax(dim=-1), 1, generator=generator)
     objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
     wanted = [*places.attention, *places.mlp, *places.scores]
@@ -65,6 +98,7 @@ class _Places(NamedTuple):
     scores: list[Tensor]
 
 
+@torch.enable_grad()  # a caller may have switched gradients off for its own work
 def _forward(model: SlimViT, images: Tensor) -> _Places:
     """Run the dense model and keep the tensors whose gradients are wanted."""
     with torch.no_grad():
