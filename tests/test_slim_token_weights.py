@@ -166,7 +166,10 @@ def _streams_behind_branches(model: SlimViT, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     "model", [toy_model(_arch()), toy_swin(), toy_slim_cct()], ids=["vit", "swin", "cct"]
 )
-def test_weighing_keeps_the_stream_behind_each_branch_of_every_image(model: SlimViT) -> None:
+def test_weighing_keeps_the_stream_behind_each_branch_of_every_image(
+    model: SlimViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevit.slim.token_weights._LEAST_WIDTH", 1)
     images = noise_images(20, model.arch)
     found = token_weights(model, 20, iter(images.split(16)), silent).streams
     assert found is not None
@@ -174,7 +177,8 @@ def test_weighing_keeps_the_stream_behind_each_branch_of_every_image(model: Slim
         torch.testing.assert_close(kept.float(), wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_streams_that_float16_cannot_hold_are_not_kept() -> None:
+def test_streams_that_float16_cannot_hold_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.slim.token_weights._LEAST_WIDTH", 1)
     model = toy_model(_arch())
     model.blocks[0].mlp.fc2.bias[0] = 1e6
     images = noise_images(4)
@@ -182,6 +186,12 @@ def test_streams_that_float16_cannot_hold_are_not_kept() -> None:
 
 
 def test_streams_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.slim.token_weights._LEAST_WIDTH", 1)
     monkeypatch.setattr("edgevit.slim.token_weights._KEPT_BYTES", 1000)
+    images = noise_images(4)
+    assert token_weights(toy_model(_arch()), 4, iter(images.split(4)), silent).streams is None
+
+
+def test_streams_of_a_narrow_model_are_not_kept() -> None:
     images = noise_images(4)
     assert token_weights(toy_model(_arch()), 4, iter(images.split(4)), silent).streams is None

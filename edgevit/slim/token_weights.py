@@ -14,6 +14,7 @@ from edgevit.progress import Progress
 
 _PIECE = 8  # images whose activations are held for the gradient
 _KEPT_BYTES = 2**31  # that the dense streams of all blocks may take, if they are kept
+_LEAST_WIDTH = 384  # of models whose streams are kept: what a byte of them saves grows with the width
 
 
 class BlockWeights(NamedTuple):
@@ -31,7 +32,7 @@ class Weighed(NamedTuple):
     weights: list[BlockWeights]  # of every block
     streams: list[Tensor] | None
     """The residual stream behind each attention and each MLP, float16 [n, N, D], two for each block; None
-    where they would take more than 2 GiB, or do not fit into float16."""
+    for a narrow model, and where they would take more than 2 GiB or do not fit into float16."""
 
 
 def token_weights(model: SlimViT, images: int, batches: Iterator[Tensor], progress: Progress) -> Weighed:
@@ -56,6 +57,8 @@ def token_weights(model: SlimViT, images: int, batches: Iterator[Tensor], progre
 
 
 def _room_for_streams(model: SlimViT, images: int) -> list[Tensor] | None:
+    if model.arch.features < _LEAST_WIDTH:
+        return None
     shapes = [(images, block.dims.tokens_in, block.dims.embed) for block in model.blocks for _ in range(2)]
     if sum(math.prod(shape) for shape in shapes) * torch.float16.itemsize > _KEPT_BYTES:
         return None

@@ -1,10 +1,10 @@
-"""Build a DeiT-Tiny for CIFAR-10 by recipes whose methods learn what goes, and train it again.
+"""Build a DeiT-Tiny for CIFAR-10 by recipes whose methods cut deep, and train it again.
 
     python tools/bench/trained_methods.py
 
-Each case is a recipe: the method's search, slimming in closed form, [tune]. It learns from cifar10_train and
-is evaluated on cifar10_val, as OpenVINO IR in fp32. Builds are kept in `--keep`: an interrupted run then
-goes on from its last checkpoint.
+Each case is a recipe: the methods, with their search where they learn, slimming in closed form, [tune]. It
+learns from cifar10_train and is evaluated on cifar10_val, as OpenVINO IR in fp32. Builds stay in `--keep`:
+an interrupted run then goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ class Case:
     cut: float | None = None
 
 
+_DISTIL = """\
+[tune]
+images = {distilled}
+epochs = 1
+batch = 64
+lr = 2e-4
+"""
 CASES = {
     "effiselect": Case(
         "effiselect, heads 0.3, neurons 0.5",
@@ -98,6 +105,38 @@ labels = 0.5
         0.7,
         46.2,
     ),
+    "half": Case(
+        "coupled-dims 50 %, token-channels 50 %",
+        """\
+[[prune]]
+method = "coupled-dims"
+qk_drop = 0.5
+vo_drop = 0.5
+keep_first = false
+[[prune]]
+method = "token-channels"
+hidden_drop = 0.5
+keep_first = false
+""",
+        _DISTIL,
+        0.5,
+    ),
+    "deep": Case(
+        "coupled-dims QK 16, VO 32, token-channels 256",
+        """\
+[[prune]]
+method = "coupled-dims"
+qk_dim = 16
+vo_dim = 32
+keep_first = false
+[[prune]]
+method = "token-channels"
+hidden = 256
+keep_first = false
+""",
+        _DISTIL,
+        1.2,
+    ),
 }
 
 
@@ -121,6 +160,7 @@ def recipe_text(key: str, *, quick: bool) -> str:
         "gated": 128 if quick else 5_000,  # frozen weights: gates settle in fewer steps
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
+        "distilled": 128 if quick else 20_000,
     }
     text = HEAD + case.method + case.tune
     return text.format(case=key, data=DATA, bench=BENCH, **counts)
