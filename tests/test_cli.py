@@ -277,7 +277,7 @@ def test_measure_build_on_a_board_says_what_it_says_here_and_what_the_board_is(
     [
         (["--host", "board"], "--host: expected ssh://[user@]board[:port], got board"),
         (["--python", "python3.9"], "give its --host, too"),
-        (["--precision", "fp8"], "precision: expected one of fp32, fp16, bf16, int8, got fp8"),
+        (["--precision", "fp8"], "precision: expected one of fp32, fp16, bf16, int8, int8-bf16, got fp8"),
     ],
     ids=["host", "python", "precision"],
 )
