@@ -9,13 +9,13 @@ from edgevit.models.cct import CCT
 
 
 def test_published_sizes_have_their_params() -> None:
-    """The paper's table says 3.76 M and 22.36 M: it cuts the last digit off."""
+    """The paper's tables say 0.48 M, 3.76 M and 22.36 M: they cut the last digit off."""
     with torch.device("meta"):
         counts = {
             name: sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-            for name in ("cct_7_3x1", "cct_14_7x2")
+            for name in ("cct_4_3x2", "cct_7_3x1", "cct_14_7x2")
         }
-    assert counts == {"cct_7_3x1": 3_760_139, "cct_14_7x2": 22_367_273}
+    assert counts == {"cct_4_3x2": 482_123, "cct_7_3x1": 3_760_139, "cct_14_7x2": 22_367_273}
 
 
 def test_parameters_have_the_published_names() -> None:

@@ -213,6 +213,7 @@ from toy_training import TRAINING, Noise, SparseRegression
 from edgevit.tune.loop import train_
 from accelerate import PartialState
 objective = SparseRegression(dropout=0.0)
+objective.empty = torch.nn.Parameter(torch.zeros(1, 0))  # as prefix tokens of a model that has none
 found = train_(objective, Noise(), TRAINING)
 state = PartialState()
 if state.is_main_process:

@@ -92,4 +92,5 @@ def _facts(options: Distil, trained: Trained, images: int) -> TuneFacts:
         labelled=options.labels > 0,
         validation=trained.scores,
         best_epoch=trained.best_epoch,
+        processes=trained.processes,
     )

@@ -33,6 +33,7 @@ from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile, Counters, read_checkpoint, write_checkpoint
 from edgevit.tune.objective import Group, Objective, check_groups
 from edgevit.tune.precision import resolve_precision
+from edgevit.tune.processes import on_all_processes
 from edgevit.tune.schedule import learning_rate
 
 
@@ -57,6 +58,8 @@ class Trained:
     """Over all interruptions, without the steps that were lost to them."""
     epoch_losses: tuple[float, ...]
     """Mean loss of each epoch."""
+    processes: int = 1
+    """How many shared each batch."""
     scores: tuple[float, ...] = ()
     """Of each epoch on the samples that were held out; none where none were."""
 
@@ -89,11 +92,24 @@ def train_(
         held_out: samples that `objective.judge` scores after every epoch; nothing is learnt from them.
 
     Raises:
-        ValueError: fewer samples in a batch than there are processes, or groups that leave a parameter out.
-        TrainingError: the loss or the gradient is not finite; the last checkpoint is kept.
+        ValueError: groups that leave a parameter out.
+        TrainingError: the loss or the gradient is not finite, and the last checkpoint is kept; or a batch has
+            fewer samples than there are processes.
         WeightsError: the checkpoint is damaged or of another training.
         DiskFullError: no space left for a checkpoint.
     """
+    with on_all_processes(train_, objective, data, training, checkpoint, silent, held_out):
+        return _train(objective, data, training, checkpoint, progress, held_out)
+
+
+def _train(
+    objective: Objective,
+    data: TrainingData,
+    training: Training,
+    checkpoint: CheckpointFile | None,
+    progress: Progress,
+    held_out: TrainingData | None,
+) -> Trained:
     # Accelerate's own precision is a setting of the whole process that cannot change; ours is the recipe's.
     accelerator = Accelerator(mixed_precision="no")
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -111,7 +127,9 @@ def train_(
             if run.accelerator.is_main_process:
                 progress("training", counters.step, run.total)
         run.finish()
-    return Trained(counters.step, counters.seconds, counters.epoch_losses, counters.scores)
+    return Trained(
+        counters.step, counters.seconds, counters.epoch_losses, accelerator.num_processes, counters.scores
+    )
 
 
 def _count(counters: Counters, loss: float, seconds: float, epoch_steps: int) -> None:
@@ -133,8 +151,9 @@ def _start(
 ) -> _Run:
     batch = min(training.batch, len(data))
     if batch < accelerator.num_processes:
-        raise ValueError(
-            f"batch: expected a sample for each of {accelerator.num_processes} processes, got {batch} samples"
+        raise TrainingError(
+            f"training: expected a sample for each of {accelerator.num_processes} processes, got a batch of"
+            f" {batch}. Launch fewer processes, or make the batch larger."
         )
     groups = check_groups(objective)
     trained = dict(objective.named_parameters())
@@ -149,6 +168,9 @@ def _start(
         ],
         lr=training.lr,
     )
+    for value in objective.parameters():
+        if not value.numel():
+            value.requires_grad_(False)  # several processes would wait for its gradient
     wrapped = accelerator.prepare(objective.train())
     average = None
     if training.ema is not None:

@@ -133,15 +133,25 @@ def open_bench(target: Target, counts: tuple[int, int | None], folder: Path) -> 
 def measure(bench: Bench, case: Case, form: str) -> dict[str, Figure | str]:
     """Decide, slim, build and evaluate one row's model."""
     begin = time.perf_counter()
+    slim = make_slim(bench, case, form)
+    seconds = Figure(time.perf_counter() - begin, ".1f")
+    bound = Bound(high=case.wanted) if form == "closed form" and case.wanted is not None else None
+    return judge(bench, slim, bound) | {"deciding and slimming, s": seconds}
+
+
+def make_slim(bench: Bench, case: Case, form: str) -> SlimViT:
+    """Decide what remains, and slim."""
     plan = keep_all(read_anatomy(bench.dense.arch))
     plan = run_methods(bench.dense, plan, case.methods, bench.calibration, TOLD)
-    slim = slim_model(bench.dense, plan, FORMS[form], bench.calibration, TOLD)
-    seconds = Figure(time.perf_counter() - begin, ".1f")
+    return slim_model(bench.dense, plan, FORMS[form], bench.calibration, TOLD)
+
+
+def judge(bench: Bench, slim: SlimViT, bound: Bound | None) -> dict[str, Figure | str]:
+    """Build and evaluate a slim model; `bound` is that of the drop."""
     logits = artefact_logits(slim, bench.target, bench.images, bench.folder / "slim")
     right = correct(bench.dense_logits, bench.labels), correct(logits, bench.labels)
     interval = paired_bootstrap(*right, seed=0)
     drop = 100 * float(right[0].mean() - right[1].mean())
-    bound = Bound(high=case.wanted) if form == "closed form" and case.wanted is not None else None
     macs = [model_cost(model.arch).total.macs for model in (bench.dense, slim)]
     return {
         "MACs cut, %": Figure(100 * (1 - macs[1] / macs[0]), ".1f"),
@@ -149,7 +159,6 @@ def measure(bench: Bench, case: Case, form: str) -> dict[str, Figure | str]:
         "drop, points": Figure(drop, ".2f", (interval.low, interval.high), bound),
         "agreement": Figure(agreement(bench.dense_logits, logits), ".3f"),
         "KL": Figure(mean_kl(bench.dense_logits, logits), ".4f"),
-        "deciding and slimming, s": seconds,
     }
 
 

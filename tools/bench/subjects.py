@@ -47,6 +47,43 @@ CUTS = {
 }
 
 
+@dataclass(frozen=True)
+class SmallModel:
+    """A model small enough to be trained from scratch on two cores, for CIFAR-10 at its own 32x32."""
+
+    key: str
+    """What command lines and files call it."""
+    title: str
+    name: str
+    """timm's name."""
+    options: dict[str, object]
+    lr: float
+    """The highest learning rate of its training."""
+
+    def weights(self, folder: Path) -> Path:
+        """Return where train_small.py keeps its weights in a folder."""
+        return folder / f"{self.key}.safetensors"
+
+
+_SMALL_SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 48,
+    "depths": (2, 2, 2),
+    "num_heads": (3, 6, 12),
+    "num_classes": 10,
+    "drop_path_rate": 0.0,
+}
+SMALL = {
+    "swin": SmallModel(
+        "swin", "Swin, width 48, depths 2-2-2, windows of 4x4",
+        "swin_tiny_patch4_window7_224", _SMALL_SWIN, 1.5e-3,
+    ),
+    "cct": SmallModel("cct", "CCT-4/3x2", "cct_4_3x2", {"drop_path_rate": 0.0}, 1.5e-3),
+}  # fmt: skip
+
+
 class Told:
     """A `Progress` that writes a line to stderr every few seconds, and one at the end of each task."""
 

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from toy_build import write_toy
+
+from edgevit.tune.processes import is_launched, on_all_processes
+
+TUNE = '[tune]\nepochs = 2\nimages = 24\nbatch = 8\nprecision = "fp32"\n'
+ENDLESS = TUNE.replace("epochs = 2", "epochs = 1000000\ncheckpoint_steps = 1")
+
+
+def start(arguments: list[str], rank: int, port: int) -> subprocess.Popen[str]:
+    """Start one of two processes of a build, as a launcher does."""
+    env = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgevit", "build", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def start_two(recipe: Path, out: Path, *more: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [str(recipe), "--out", str(out), *more]
+    return [start(arguments, rank, port) for rank in (0, 1)]
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Wait for both, and return their exit codes and what they printed."""
+    try:
+        texts = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
+
+
+def wait_for(found: Callable[[], object], processes: list[subprocess.Popen[str]]) -> None:
+    while not found() and all(process.poll() is None for process in processes):
+        time.sleep(0.05)
+
+
+def test_process_alone_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert not is_launched()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not is_launched()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_launched()
+
+
+def test_call_of_a_process_alone_is_made_once() -> None:
+    calls: list[int] = []
+    with on_all_processes(calls.append, 1):
+        calls.append(2)
+    assert calls == [2]
+
+
+@pytest.mark.slow
+def test_build_on_two_processes_reports_what_one_does(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, more=TUNE)
+    for _ in range(5):
+        (code, stdout, stderr), other = ends(start_two(recipe, tmp_path / "two", "--json"))
+        if code != 7:  # a busy machine: the next build takes only the times again
+            break
+    assert (code, other[0]) == (0, 0), stderr + other[2]
+    assert other[1:] == ("", "")
+    two = json.loads(stdout)
+    assert two["tune"]["processes"] == 2
+    subprocess.run(
+        [sys.executable, "-m", "edgevit", "build", recipe, "--out", tmp_path / "one"],
+        capture_output=True, timeout=100,
+    )  # fmt: skip
+    one = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert one["tune"]["processes"] == 1
+    for key in ("loss_first", "loss_last"):
+        assert two["tune"][key] == pytest.approx(one["tune"][key], rel=1e-4)
+    assert two["results"][0]["slim"]["agreement"] == one["results"][0]["slim"]["agreement"]
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
+    for name, value in wanted.items():
+        assert float((found[name] - value).abs().max()) <= 1e-4 * max(1.0, float(value.abs().max()))
+
+
+@pytest.mark.slow
+def test_build_on_two_processes_fails_before_training_and_says_so_once(tmp_path: Path) -> None:
+    first, other = ends(start_two(tmp_path / "absent.toml", tmp_path / "out"))
+    assert (first[0], other[0]) == (2, 2)
+    assert "absent.toml" in first[2]
+    assert other[1:] == ("", "")
+
+
+@pytest.mark.slow
+def test_build_on_two_processes_whose_loss_is_no_number_says_so_once(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, more=TUNE.replace("epochs = 2", "epochs = 40\nlr = 1e30"))
+    first, other = ends(start_two(recipe, tmp_path / "out"))
+    assert (first[0], other[0]) == (1, 1)
+    assert "training: the" in first[2]
+    assert other[1:] == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_build_whose_process_is_killed_in_the_training_ends(tmp_path: Path, killed: int) -> None:
+    recipe, work = write_toy(tmp_path, more=ENDLESS), tmp_path / "out" / ".edgevit" / "work"
+    processes = start_two(recipe, tmp_path / "out")
+    wait_for(lambda: list(work.glob("tune-*/*.safetensors")), processes)
+    processes[killed].kill()
+    found = ends(processes)
+    assert found[killed][0] == -signal.SIGKILL
+    code, stdout, stderr = found[1 - killed]
+    assert (code, stdout) == (1, "")
+    assert "process" in stderr
+    assert "fault of edgevit" not in stderr
+
+
+@pytest.mark.slow
+def test_build_on_two_processes_stopped_in_the_training_keeps_its_checkpoint(tmp_path: Path) -> None:
+    recipe, work = write_toy(tmp_path, more=ENDLESS), tmp_path / "out" / ".edgevit" / "work"
+    processes = start_two(recipe, tmp_path / "out")
+    wait_for(lambda: list(work.glob("tune-*/*.safetensors")), processes)
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    first, other = ends(processes)
+    assert (first[0], other[0]) == (130, 130), first[2] + other[2]
+    assert "the same command goes on" in first[2]
+    assert list(work.glob("tune-*/*.safetensors"))
