@@ -1,4 +1,4 @@
-"""What channels of a residual stream are worth, and which of them stay (R5); by weights alone."""
+"""What channels of a residual stream are worth, and which of them stay; by weights alone."""
 
 from __future__ import annotations
 

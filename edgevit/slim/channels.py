@@ -1,4 +1,4 @@
-"""Cutting channels of the residual stream, exact against a model in which they are always zero (R5).
+"""Cutting channels of the residual stream, exact against a model in which they are always zero.
 
 With W the weight that reads a norm, gamma and beta the norm's, x the stream (zero where cut), all C channels:
     W y + b = (1 / sd) (W_K gamma_K x_K - mean (W gamma)) + W beta + b,  mean = 1 x_K / C
@@ -33,7 +33,7 @@ def cut_channels(model: SlimViT, kept: Sequence[Indices]) -> SlimViT:
         model: any model, slimmed already or not.
         kept: sorted indices of the channels that stay, one set for each stage.
 
-    Reference: R5 of docs/methods.md.
+    Reference: "Channels of the residual stream" in docs/methods.md.
     """
     narrow = SlimViT(narrow_arch(model.arch, [len(indices) for indices in kept])).eval()
     sets = [torch.tensor(indices, dtype=torch.int64) for indices in kept]

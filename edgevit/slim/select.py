@@ -46,7 +46,7 @@ def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | No
         means: of each block; what cut neurons add to the stream on average then goes into fc2's bias, what
             cut channels add to the neurons into fc1's. Without, it is gone.
 
-    Reference: row removal R1-R4 of docs/methods.md, exact against a mask that zeroes the same rows.
+    Reference: plain selection in docs/methods.md, exact against a mask that zeroes the same rows.
     """
     slim = SlimViT(slim_arch(dense.arch, plan)).eval()
     copy_shared(dense, slim)
