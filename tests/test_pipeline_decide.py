@@ -91,6 +91,9 @@ def test_build_lets_fewer_patches_enter_by_a_threshold(tmp_path: Path) -> None:
     assert plan.input.choice == Choice("clusters")
     assert [block.tokens for block in plan.blocks] == [plan.input.tokens] * 2
     assert [block.tokens for block in report.plan.blocks] == [plan.input.tokens] * 2
+    (reduction,) = report.plan.reductions
+    assert (reduction.place, reduction.strategy) == ("input", "clusters")
+    assert (reduction.before, reduction.after) == (17, plan.input.tokens)
     assert report.calibration is not None
 
 

@@ -13,7 +13,7 @@ from sample_report import report
 from edgevit.errors import OutputError
 from edgevit.report import charts
 from edgevit.report.html import render_html, write_html
-from edgevit.report.model import TuneFacts
+from edgevit.report.model import ReductionFacts, TuneFacts
 
 
 class _Page(HTMLParser):
@@ -213,6 +213,7 @@ def test_html_says_what_was_trained(one: str) -> None:
     tuned = _Page(render_html([report().model_copy(update={"tune": facts})])).text
     assert "6 epochs over 750 unlabelled images, 231 s; the loss went from 0.500 to 0.250." in tuned
     assert "trained" not in _Page(one).text
+    assert "The training took" not in tuned
 
 
 def test_html_says_which_neurons_images_choose() -> None:
@@ -221,3 +222,29 @@ def test_html_says_which_neurons_images_choose() -> None:
     first = made.blocks[0].model_copy(update={"slim": slim})
     page = _Page(render_html([made.model_copy(update={"blocks": (first, *made.blocks[1:])})]))
     assert "768 (154 used, 96 inputs)" in page.text
+
+
+def test_html_says_what_the_training_changed() -> None:
+    facts = TuneFacts(
+        epochs=6, seconds=231.4, loss_first=0.5, loss_last=0.25, precision="bf16", seed=0, images=750,
+        measured_on="openvino-cpu fp32", top1_before=0.71, agreement_before=0.8,
+    )  # fmt: skip
+    tuned = _Page(render_html([report().model_copy(update={"tune": facts})])).text
+    changed = (
+        "The training took agreement from 80.0% to 94.3%, top-1 from 71.0% to 78.6% (openvino-cpu fp32)."
+    )
+    assert changed in tuned
+
+
+def test_html_names_how_tokens_become_fewer(one: str) -> None:
+    plan = report().plan.model_copy(
+        update={
+            "reductions": (
+                ReductionFacts(place="input", strategy="cells", before=197, after=150),
+                ReductionFacts(place="blocks.3", strategy="merge", before=150, after=100),
+            )
+        }
+    )
+    text = _Page(render_html([report().model_copy(update={"plan": plan})])).text
+    assert "cells in input, 197 to 150 tokens; merge in blocks.3, 150 to 100 tokens." in text
+    assert "Tokens become fewer" not in _Page(one).text

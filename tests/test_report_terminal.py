@@ -7,7 +7,7 @@ from rich.console import Console
 from sample_report import report, result
 
 from edgevit.report import phrases
-from edgevit.report.model import Report, Speedup
+from edgevit.report.model import Report, Speedup, TuneFacts
 from edgevit.report.terminal import render, render_comparison
 
 NARROW = """\
@@ -168,6 +168,15 @@ def test_findings_without_a_chosen_candidate_speak_of_all_that_are_offered() -> 
     assert phrases.findings(made.model_copy(update={"results": refused}))[0].startswith(
         "No candidate is offered"
     )
+
+
+def test_findings_say_what_the_training_changed_of_unlabelled_images() -> None:
+    facts = TuneFacts(
+        epochs=6, seconds=9.0, loss_first=0.5, loss_last=0.25, precision="fp32", seed=0, images=9,
+        measured_on="openvino-cpu bf16", agreement_before=0.8,
+    )  # fmt: skip
+    found = phrases.findings(report(labelled=False).model_copy(update={"tune": facts}))
+    assert "The training took agreement from 80.0% to 94.3% (openvino-cpu bf16)." in found
 
 
 def test_findings_of_a_refusal_for_its_timing_say_so_once() -> None:

@@ -15,7 +15,7 @@ from edgevit.disk import files_below, sha256_file, sha256_tree
 from edgevit.export.links import cut_after, onnx_link
 from edgevit.export.parity import ONNX_TO_ARTEFACT, Limits, Link, Runner, check_parity, limits_for
 from edgevit.models.arch import Arch
-from edgevit.pipeline.graphs import PARITY_FILE, SIDES, Graph, Graphs, Probe, parity_facts
+from edgevit.pipeline.graphs import PARITY_FILE, Graph, Graphs, Probe, parity_facts
 from edgevit.pipeline.keys import code_sha256
 from edgevit.pipeline.stages import Stages
 from edgevit.store import JSON
@@ -57,7 +57,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class ArtefactPair:
-    """The dense and the slim artefact of one candidate; each is loaded once, when first needed."""
+    """The artefacts of one candidate, dense and slim; each is loaded once, when first needed."""
 
     stages: Stages
     backend: Backend
@@ -93,7 +93,7 @@ def tensorrt_key(target: Target) -> JSON:
 
 @contextmanager
 def build_pair(stages: Stages, device: Device, graphs: Graphs) -> Iterator[ArtefactPair]:
-    """Build both artefacts of a candidate; leaving the context frees the sessions.
+    """Build the artefacts of a candidate; leaving the context frees the sessions.
 
     Raises:
         BackendUnavailableError: the device lacks the precision.
@@ -101,7 +101,7 @@ def build_pair(stages: Stages, device: Device, graphs: Graphs) -> Iterator[Artef
     """
     target, precision = device
     backend = get_backend(target.runtime)
-    artefacts = {side: _build(stages, backend, device, side, graphs.by_side[side]) for side in SIDES}
+    artefacts = {side: _build(stages, backend, device, side, graph) for side, graph in graphs.by_side.items()}
     loaded: dict[str, Session] = {}
     with ExitStack() as stack:
 

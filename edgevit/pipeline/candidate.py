@@ -74,12 +74,13 @@ def measure_candidate(
         parity: dict[str, float] = {}
         for side in SIDES:
             parity |= compare_with_onnx(pair, side, graphs.by_side[side], probe)
-        logits = {} if evaluation is None else {side: _score(pair, side, evaluation) for side in SIDES}
+        logits = {} if evaluation is None else {side: score(pair, side, evaluation) for side in SIDES}
         times = _time(pair, graphs.form, probe)
     return Candidate(pair.target, pair.precision, pair.artefacts, parity, logits, times)
 
 
-def _score(pair: ArtefactPair, side: str, images: Images) -> Logits:
+def score(pair: ArtefactPair, side: str, images: Images) -> Logits:
+    """Return what an artefact answers to each image, [n, classes]."""
     key = pair.key("measure") | {
         "artefact": pair.artefacts[side].sha256,
         "images": images_key(images),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,9 +33,8 @@ PARITY_FILE = "parity.json"
 PARITY_IMAGES = 32
 """Images on which outputs are compared; the accuracy is computed on all."""
 
-Sides = tuple[Saved, Saved]
-"""The dense and the slim model."""
 SIDES = ("dense", "slim")
+"""The two models of a build."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The checked ONNX files of both models in one form."""
+    """The checked ONNX files of a build's models in one form."""
 
     form: Form
     by_side: dict[str, Graph]
@@ -104,8 +104,17 @@ def make_probe(images: Images | None, arch: Arch) -> Probe:
     return Probe(noise.astype(np.float32), "noise")
 
 
-def export_graphs(stages: Stages, models: Sides, form: Form, plan_sha256: str, probe: Probe) -> Graphs:
-    """Export both models, and make sure that the files have the promised dims and give torch's outputs.
+def export_graphs(
+    stages: Stages, models: Mapping[str, Saved], form: Form, plan_sha256: str, probe: Probe
+) -> Graphs:
+    """Export models, and make sure that the files have the promised dims and give torch's outputs.
+
+    Args:
+        stages: runs the stages.
+        models: each under the name that stages and messages have for it; "dense" alone follows no plan.
+        form: what the files are like.
+        plan_sha256: of the plan that the others follow.
+        probe: what outputs are compared on.
 
     Raises:
         ExportError: a file lacks the dims, or cannot be written.
@@ -113,14 +122,14 @@ def export_graphs(stages: Stages, models: Sides, form: Form, plan_sha256: str, p
     """
     graphs: dict[str, Graph] = {}
     parity: dict[str, float] = {}
-    for side, model in zip(SIDES, models, strict=True):
+    for side, model in models.items():
         graphs[side] = _export(stages, side, model, form, plan_sha256)
         parity |= _compare(stages, side, model, graphs[side], form, probe)
     return Graphs(form, graphs, parity)
 
 
 def _export(stages: Stages, side: str, model: Saved, form: Form, plan_sha256: str) -> Graph:
-    metadata = _metadata(model, plan_sha256 if side == "slim" else None)
+    metadata = _metadata(model, None if side == "dense" else plan_sha256)
     arch = model.loaded.model.arch
     key: dict[str, JSON] = {
         "model": model.sha256,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.backends import get_backend
@@ -11,6 +11,7 @@ from edgevit.gates import require_gates
 from edgevit.integrate.depfile import depfile_text
 from edgevit.integrate.manifest import MANIFEST_FILE, manifest_text
 from edgevit.pipeline.decide import make_plan
+from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
 from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
@@ -19,8 +20,9 @@ from edgevit.pipeline.report import Found, make_report
 from edgevit.pipeline.search import run_searches
 from edgevit.pipeline.sets import open_sets
 from edgevit.pipeline.stages import Stages
-from edgevit.pipeline.targets import measure_targets
+from edgevit.pipeline.targets import Measured, measure_targets
 from edgevit.pipeline.tune import distil_options, tune_slim
+from edgevit.pipeline.untuned import score_untuned
 from edgevit.progress import Progress, silent
 from edgevit.recipe import LoadedRecipe, naming_recipe
 from edgevit.report.html import render_html
@@ -66,7 +68,7 @@ def build(
             made = _make_models(stages, inputs)
         models = made.dense, made.slim
         measured = measure_targets(stages, inputs, models, made.found.sets, made.found.plan)
-        report = make_report(inputs, made.found, measured, stages.facts)
+        report = make_report(inputs, _with_untuned(stages, inputs, made, measured), measured, stages.facts)
         store.withdraw(MANIFEST_FILE)
         publish(store, made.plan_file, made.slim, measured)
         store.write("report.json", to_json(report))
@@ -89,6 +91,8 @@ class _Made:
 
     dense: Saved
     slim: Saved
+    untuned: Saved
+    """The slim model before training; the same where there is none."""
     plan_file: Path
     found: Found
 
@@ -102,12 +106,24 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     plan = make_plan(stages, inputs, searched, sets.calibration)
     plan_file = keep_plan(stages, plan)
     repair = SlimOptions(recipe.recover, fold_means=recipe.fold_means)
-    slim, tuned = slim_dense(stages, searched.start, plan, repair, sets.calibration), None
+    slim = untuned = slim_dense(stages, searched.start, plan, repair, sets.calibration)
+    tuned = None
     if recipe.tune is not None and sets.tuning is not None:
         slim, tuned = tune_slim(stages, dense, slim, distil_options(recipe.tune), sets.tuning)
     archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
     found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), searched.facts, tuned)
-    return _Made(dense, slim, plan_file, found)
+    return _Made(dense, slim, untuned, plan_file, found)
+
+
+def _with_untuned(stages: Stages, inputs: Inputs, made: _Made, measured: Measured) -> Found:
+    """Add what the slim model was worth before training, where it was trained and is evaluated here."""
+    found = made.found
+    if found.tune is None or found.sets.evaluation is None or not measured.candidates:
+        return found
+    first = measured.candidates[0]
+    form = Form.of(inputs.recipe.recipe.export, first.target)
+    judged_by = found.plan, found.sets
+    return replace(found, tune=score_untuned(stages, found.tune, made.untuned, (first, form), judged_by))
 
 
 def _versions(inputs: Inputs) -> dict[str, str]:

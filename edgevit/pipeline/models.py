@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit.disk import sha256_file
+from edgevit.errors import WeightsError
 from edgevit.images import Images
 from edgevit.models.arch import Arch
-from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, LoadedModel, load_model, load_saved, save_model
+from edgevit.models.load import (
+    ARCH_FILE,
+    WEIGHTS_FILE,
+    LoadedModel,
+    ModelSource,
+    load_model,
+    load_saved,
+    save_model,
+)
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.stages import Stages
@@ -50,8 +59,18 @@ def load_dense(stages: Stages, inputs: Inputs) -> Saved:
         "versions": library_versions(("timm", "torch", "safetensors")),
         "code": code_sha256("models", "preprocess"),
     }
-    folder = stages.run("load", key, lambda folder: save_model(load_model(source), folder))
+    folder = stages.run("load", key, lambda folder: save_model(_load(source), folder))
     return open_saved(folder)
+
+
+def _load(source: ModelSource) -> LoadedModel:
+    """Load the model; an error of its weights file names the key of the recipe that names the file."""
+    try:
+        return load_model(source)
+    except WeightsError as error:
+        if source.weights is None:
+            raise
+        raise WeightsError(f"model.weights: {error}") from error
 
 
 def _plain(value: object) -> JSON:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise
 from edgevit.images import Images
 from edgevit.measure.accuracy import agreement, mean_kl
-from edgevit.pipeline.graphs import PARITY_FILE, SIDES, Form, Graph, Graphs, Probe, Sides, export_graphs
+from edgevit.pipeline.graphs import PARITY_FILE, Form, Graph, Graphs, Probe, export_graphs
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
 from edgevit.store import JSON
 from edgevit.target import Precision
@@ -40,14 +42,15 @@ class GraphFiles:
     """Every graph that the targets of a build take, made when it is first asked for."""
 
     stages: Stages
-    models: Sides
+    models: Mapping[str, Saved]
+    """As `export_graphs` takes them."""
     plan_sha256: str
     probe: Probe
     calibration: Images | None
     made: dict[Form, dict[Precision, Graphs]] = field(default_factory=dict)
 
     def of(self, form: Form, precision: Precision) -> Graphs:
-        """Return both models' graphs for a candidate.
+        """Return the models' graphs for a candidate.
 
         Raises:
             ExportError, ParityError: a file is not what it should be.
@@ -63,8 +66,8 @@ class GraphFiles:
     def _quantise(self, fp32: Graphs) -> Graphs:
         assert self.calibration is not None  # read_inputs has made sure
         graphs, facts = {}, dict(fp32.parity)
-        for side in SIDES:
-            graphs[side], found = _quantise(self.stages, side, fp32.by_side[side], self.calibration)
+        for side, graph in fp32.by_side.items():
+            graphs[side], found = _quantise(self.stages, side, graph, self.calibration)
             facts |= found
         return replace(fp32, by_side=graphs, parity=facts)
 

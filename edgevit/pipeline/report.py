@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from edgevit.report.model import (
     ModelSizes,
     PlanBlock,
     PlanFacts,
+    ReductionFacts,
     Report,
     Result,
     SearchFacts,
@@ -80,6 +81,7 @@ def make_report(
                 )
                 for block in found.plan.blocks
             ),
+            reductions=tuple(_reductions(archs.slim)),
             dead_tokens=found.plan.dead_tokens,
             methods=tuple(options.method for options in recipe.methods),
         ),
@@ -181,6 +183,19 @@ def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:
 def _same_set(inputs: Inputs) -> bool:
     first, second = inputs.calibration, inputs.evaluation
     return first is not None and second is not None and first.path.resolve() == second.path.resolve()
+
+
+def _reductions(arch: Arch) -> Iterator[ReductionFacts]:
+    """Say where tokens become fewer, in the order of the way through the model."""
+    places = [("input", arch.tokens, arch.merged, arch.choice)]
+    places += [
+        (f"blocks.{index}", block.queries, block.merged, block.choice)
+        for index, block in enumerate(arch.blocks)
+    ]
+    for place, before, gone, choice in places:
+        if gone:
+            strategy = choice.strategy if choice is not None else "merge"
+            yield ReductionFacts(place=place, strategy=strategy, before=before, after=before - gone)
 
 
 def _size(arch: Arch) -> ModelSize:

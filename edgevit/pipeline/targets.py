@@ -10,7 +10,7 @@ from edgevit.errors import BackendUnavailableError, ParityError
 from edgevit.gates import choose
 from edgevit.images import Images
 from edgevit.pipeline.candidate import Candidate, measure_candidate
-from edgevit.pipeline.graphs import Form, Graphs, Probe, make_probe
+from edgevit.pipeline.graphs import SIDES, Form, Graphs, Probe, make_probe
 from edgevit.pipeline.inputs import CALIBRATED, Inputs, Wanted
 from edgevit.pipeline.kits import make_kit, needs_kit
 from edgevit.pipeline.models import Archs, Saved
@@ -48,7 +48,8 @@ def measure_targets(
     """
     archs = Archs(models[0].loaded.model.arch, models[1].loaded.model.arch)
     probe = make_probe(sets.evaluation or sets.calibration, archs.dense)
-    files = GraphFiles(stages, models, plan_sha256(plan), probe, sets.calibration)
+    sides = dict(zip(SIDES, models, strict=True))
+    files = GraphFiles(stages, sides, plan_sha256(plan), probe, sets.calibration)
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []

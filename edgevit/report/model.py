@@ -63,10 +63,23 @@ class PlanBlock(Part):
     """Channels of the residual stream that fc1 reads; None: all."""
 
 
+class ReductionFacts(Part):
+    """A place in which tokens become fewer."""
+
+    place: str
+    """The block behind whose attention it is, or "input"."""
+    strategy: Literal["merge", "drop", "cells", "clusters"]
+    before: Count
+    after: Count
+    """Tokens of an image, class tokens included."""
+
+
 class PlanFacts(Part):
     """What remains of the model."""
 
     blocks: tuple[PlanBlock, ...]
+    reductions: tuple[ReductionFacts, ...] = ()
+    """Where tokens become fewer, and how; dead tokens are not among them."""
     dead_tokens: bool
     """Tokens that nothing reads are dropped in the last block."""
     methods: tuple[str, ...] = ()
@@ -278,6 +291,14 @@ class TrainingFacts(Part):
     """What matrix products were computed in."""
     seed: Count
     images: Count
+    processes: Count = 1
+    """How many shared each batch."""
+    measured_on: str | None = None
+    """The candidate on which the model before training was evaluated, too; None without evaluation images."""
+    top1_before: Fraction | None = None
+    """Of the slim model before training, on that candidate; None without labels."""
+    agreement_before: Fraction | None = None
+    """The same model's share of images with the dense model's top-1."""
 
 
 class SearchFacts(TrainingFacts):

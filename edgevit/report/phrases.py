@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevit.report.model import Drop, Interval, Report, Result, SetFacts
+from edgevit.report.model import Drop, Interval, ReductionFacts, Report, Result, SetFacts
 
 NONE = "-"
 
@@ -119,6 +119,23 @@ def _precision_cost(result: Result) -> str:
     return f" Against the dense model in fp32: {share(against.agreement)} alike{lost}."
 
 
+def reduction(facts: ReductionFacts) -> str:
+    """Say where tokens become fewer, and how: "merge in blocks.3, 37 to 24 tokens"."""
+    return f"{facts.strategy} in {facts.place}, {facts.before} to {facts.after} tokens"
+
+
+def training(report: Report) -> str | None:
+    """Say what the training changed; None where nothing was trained or evaluated."""
+    tune = report.tune
+    if tune is None or tune.agreement_before is None:
+        return None
+    after = next(result.slim for result in report.results if label(result) == tune.measured_on)
+    text = f"agreement from {share(tune.agreement_before)} to {share(after.agreement)}"
+    if tune.top1_before is not None:
+        text += f", top-1 from {share(tune.top1_before)} to {share(after.top1)}"
+    return f"The training took {text} ({tune.measured_on})."
+
+
 def _lost(drop: Drop) -> str:
     if drop.points >= 0:
         return f"{points(drop.points)} points lost ({points_interval(drop.interval)})"
@@ -130,6 +147,7 @@ def findings(report: Report) -> list[str]:
     """Say what the report means: a sentence or two for every candidate that needs one."""
     offered = [r for r in report.results if r.chosen] or [r for r in report.results if r.refused is None]
     said = [f"{label(result)}: {speed(result)} {accuracy(result, report.evaluation)}" for result in offered]
+    trained = [text] if (text := training(report)) is not None else []
     none = ["No candidate is offered: all were refused."] if report.results and not offered else []
     refused = [f"{label(r)} refused: {r.refused}." for r in report.results if r.refused is not None]
     others = [
@@ -139,7 +157,7 @@ def findings(report: Report) -> list[str]:
     ]
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
-    return [*said, *none, *refused, *untrusted, *missing, *_parsers(report)]
+    return [*said, *trained, *none, *refused, *untrusted, *missing, *_parsers(report)]
 
 
 def _parsers(report: Report) -> list[str]:
