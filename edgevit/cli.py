@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from edgevit.pipeline.timing import Timed
     from edgevit.report.model import Report
     from edgevit.target import Target
+    from edgevit.tune.processes import Team
 
 P = ParamSpec("P")
 
 _TRACEBACK = "EDGEVIT_TRACEBACK"
+_BUSY = 0.5  # load average of each core from which a machine was not quiet
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(
@@ -67,34 +69,74 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                function(*args, **kwargs)
-        except EdgevitError as error:
-            _complain(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _complain("stopped. Stages that were finished are kept: the same command goes on from there.")
-            raise typer.Exit(_INTERRUPTED) from error
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:  # the last stop before the user
-            text = " ".join(str(error).split()) or "no message"
-            hint = "" if os.environ.get(_TRACEBACK) else f" Run it again with {_TRACEBACK}=1 to see where."
-            _complain(
-                f"unexpected {type(error).__name__}: {text}."
-                f" This is a fault of edgevit, please report it.{hint}"
-            )
-            raise typer.Exit(1) from error
-        finally:
-            logging.disable(before)
+        with _guard():
+            function(*args, **kwargs)
 
     return guarded
+
+
+@contextlib.contextmanager
+def _guard() -> Iterator[None]:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except EdgevitError as error:
+        _complain(str(error))
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        _complain("stopped. Stages that were finished are kept: the same command goes on from there.")
+        raise typer.Exit(_INTERRUPTED) from error
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:  # the last stop before the user
+        text = " ".join(str(error).split()) or "no message"
+        hint = "" if os.environ.get(_TRACEBACK) else f" Run it again with {_TRACEBACK}=1 to see where."
+        _complain(
+            f"unexpected {type(error).__name__}: {text}. This is a fault of edgevit, please report it.{hint}"
+        )
+        raise typer.Exit(1) from error
+    finally:
+        logging.disable(before)
+
+
+def _follow(team: Team) -> int:
+    try:
+        return team.follow()
+    except KeyboardInterrupt:  # the leader says what that means
+        return _INTERRUPTED
+
+
+def _launchable(function: Callable[P, None]) -> Callable[P, None]:
+    """Let the first of several processes that a launcher started run a command, and the others help it."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from edgevit.tune.processes import Team, is_launched
+
+        if not is_launched():
+            function(*args, **kwargs)
+            return
+        with _guard():
+            team = Team.join()
+        if not team.leads:
+            with _guard():
+                raise typer.Exit(_follow(team))
+        code = 1
+        try:
+            function(*args, **kwargs)
+            code = 0
+        except typer.Exit as exit_:
+            code = exit_.exit_code
+            raise
+        finally:
+            team.end(code)  # after the message: a launcher may end this process as soon as another has ended
+
+    return run
 
 
 def _complain(message: str) -> None:
@@ -127,6 +169,7 @@ def root(
 
 
 @app.command()
+@_launchable
 @_command
 def build(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (quickstart).")],
@@ -149,9 +192,11 @@ def build(
     ] = None,
 ) -> None:
     """Make the slim model of RECIPE, build it for each target, and measure it."""
-    from edgevit.recipe import load_recipe
+    from edgevit.recipe import check_targets, load_recipe, naming_recipe
 
     loaded = load_recipe(recipe)
+    with naming_recipe(loaded.path):
+        check_targets(loaded, tuple(target or ()))
     folder = out or Path("build") / loaded.recipe.name
 
     from edgevit.pipeline import BuildOptions
@@ -310,13 +355,18 @@ def _show_times(timed: Timed, target: str, *, json: bool) -> None:
         speedup = found.speedup
         interval = f"{speedup.low:.3f}-{speedup.high:.3f}"
         typer.echo(f"speed-up {speedup.value:.3f}x ({interval}), {target} {chosen.precision}")
-    if timed.host is not None:
-        typer.echo(f"on {timed.host}: {', '.join(_board_facts(timed))}")
+    typer.echo(f"on {timed.host or 'this machine'}: {', '.join(_machine_facts(timed))}")
+    load, cores = timed.conditions[0].load_1min, timed.machine.cores
+    if load is not None and cores is not None and load > _BUSY * cores:
+        typer.echo(
+            f"Warning: other programs were running, the load was {load:.1f} on {cores} cores before timing."
+            " Time it again when they are done."
+        )
     typer.echo(f"{found.verdict}: {found.why}")
 
 
-def _board_facts(timed: Timed) -> Iterator[str]:
-    """Say in a few words what the board is and how it was; what it does not show is left out."""
+def _machine_facts(timed: Timed) -> Iterator[str]:
+    """Say in a few words what the machine is and how it was; what it does not show is left out."""
     machine, after = timed.machine, timed.conditions[1]
     yield machine.cpu or timed.device.get("name", "unknown CPU")
     yield f"{timed.device['threads']} threads of {machine.cores} cores"
@@ -402,6 +452,7 @@ def check(
     min_speedup: Annotated[float | None, typer.Option(help="Measured, slim against dense.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that slim may lose.")] = None,
     min_agreement: Annotated[float | None, typer.Option(help="Share of equal answers, 0 to 1.")] = None,
+    json: Json = False,
 ) -> None:
     """Fail with an exit code of its own when a finished build misses a limit."""
     from edgevit.gates import require_gates
@@ -415,13 +466,23 @@ def check(
         "max_drop": max_drop,
         "min_agreement": min_agreement,
     }
-    gates = check_table({name: limit for name, limit in limits.items() if limit is not None}, Gates, "check")
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    gates = check_table(given, Gates, "check")
     if gates == Gates():
         raise typer.BadParameter("give at least one limit, for example --max-drop 1.0")
     found = load_report(folder)
-    require_gates(found.results, gates)
-    judged = ", ".join(f"{result.target} {result.precision}" for result in found.results if result.chosen)
-    typer.echo(f"{found.name}: every limit is kept by {judged}")
+    judged = [f"{result.target} {result.precision}" for result in found.results if result.chosen]
+    facts = {"name": found.name, "limits": given, "chosen": judged}
+    try:
+        require_gates(found.results, gates)
+    except EdgevitError as error:
+        if json:
+            _print_json({**facts, "kept": False, "why": str(error)})
+        raise
+    if json:
+        _print_json({**facts, "kept": True, "why": None})
+    else:
+        typer.echo(f"{found.name}: every limit is kept by {', '.join(judged)}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from edgevit.cost import Cost, ModelCost, model_cost
 from edgevit.errors import WeightsError
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, arch_from_json
+from edgevit.ownership import marker_path
 from edgevit.plan import KINDS, Anatomy
 from edgevit.report import phrases
 
@@ -76,9 +77,10 @@ def _saved_arch(folder: Path) -> Arch:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WeightsError(
-            f"{folder}: expected a model or build that edgevit saved, found no arch.json in it."
-        ) from None
+        found = "found no arch.json in it"
+        if marker_path(folder).is_file():
+            found = "this build is not finished. `edgevit build` with its recipe goes on where it stopped"
+        raise WeightsError(f"{folder}: expected a model or build that edgevit saved, {found}.") from None
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}). Build it again.") from error
     return arch_from_json({key: value for key, value in data.items() if key not in _SAVED_BESIDE}, str(path))

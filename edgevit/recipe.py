@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from edgevit.methods import METHODS, Count, Method, MethodTable, PerBlock
 from edgevit.plan import Recover
 from edgevit.schema import FolderName, OptionValue, Problem, Strict, load_toml, problems_text, section
 from edgevit.shipped import find_shipped
-from edgevit.target import DEFAULT_TARGET, Opset, Precision, repeated_precisions
+from edgevit.target import DEFAULT_TARGET, Opset, Precision, load_target, repeated_precisions
 from edgevit.training import TrainingKeys
 
 Prefer = Literal["fastest", "all"]
@@ -348,6 +348,21 @@ def load_recipe(name_or_path: str) -> LoadedRecipe:
     recipe = load_toml(path, Recipe)
     named = recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
     return LoadedRecipe(named, path.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def check_targets(recipe: LoadedRecipe, names: Sequence[str]) -> None:
+    """Make sure that every target of a build is there and says what a target may, before long imports.
+
+    Args:
+        recipe: the recipe.
+        names: names or paths (relative to the working directory) in place of the recipe's targets.
+
+    Raises:
+        RecipeError: a target that does not exist or has problems.
+    """
+    own = [section.name for section in recipe.recipe.target]
+    for name in names or own:
+        load_target(name, recipe.folder if name in own else Path())
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_options_that_timm_refuses_are_named(recipe: Path) -> None:
 def test_weights_of_another_model_say_which_tensors_and_shapes(recipe: Path) -> None:
     change(recipe, "embed_dim = 48", "embed_dim = 96")
     shapes = "blocks.0.attn.proj.bias: vit_tiny_patch16_224 wants [96], the file has [48]"
-    check(build(recipe), 2, "toy.safetensors", "other shape", shapes)
+    check(build(recipe), 2, "model.weights", "toy.safetensors", "other shape", shapes)
 
 
 def test_weights_that_are_missing_are_named(recipe: Path) -> None:
@@ -98,7 +98,7 @@ def test_weights_that_are_missing_are_named(recipe: Path) -> None:
 def test_weights_that_are_truncated_say_so(recipe: Path) -> None:
     weights = recipe.parent / "toy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    check(build(recipe), 2, f"{weights}", "not a whole safetensors file", "copy or download it again")
+    check(build(recipe), 2, f"{recipe}", "model.weights", f"{weights}", "not a whole safetensors file")
 
 
 class _Runs:

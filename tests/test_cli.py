@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -24,10 +25,14 @@ from typer.testing import CliRunner
 
 from edgevit import __version__
 from edgevit.bars import Bars
-from edgevit.cli import _threads, app
+from edgevit.cli import _show_times, _threads, app
+from edgevit.pipeline.timing import choose_artefacts, time_here
+from edgevit.progress import silent
 from edgevit.recipe import Recipe
 from edgevit.report.model import Latency, Report, to_json
 from edgevit.schema import load_toml
+from edgevit.store import Store
+from edgevit.target import load_target
 
 
 def edgevit(*args: str | Path) -> ClickResult:
@@ -83,6 +88,19 @@ def test_light_command_imports_no_torch(args: Sequence[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_build_for_an_unknown_target_says_so_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        '[model]\nname = "deit_tiny_patch16_224"\n[[target]]\nname = "openvino-cpus"\n'
+    )
+    code = (
+        "import sys\nfrom edgevit.cli import app\napp(sys.argv[1:], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = python(code, "build", tmp_path / "mine.toml")
+    assert 'Did you mean "openvino-cpu"' in done.stderr
+    assert done.stdout == "False\n"
+
+
 def test_version_is_the_package_s() -> None:
     assert edgevit("--version").stdout == f"{__version__}\n"
 
@@ -124,6 +142,13 @@ def test_inspect_build_shows_its_blocks_and_what_can_be_cut(toy: Path) -> None:
     text = edgevit("inspect", toy / "out").stdout
     assert "blocks.1" in text
     assert "Can be cut: heads, qk_dim, vo_dim, hidden, tokens." in text
+
+
+def test_inspect_build_that_was_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+    Store.open(tmp_path, "toy").run("slim", {}, lambda folder: None)
+    result = edgevit("inspect", tmp_path)
+    assert result.exit_code == 2
+    assert "this build is not finished. `edgevit build` with its recipe goes on" in result.stderr
 
 
 def test_inspect_parts_without_dims_leave_those_columns_empty(toy: Path) -> None:
@@ -217,6 +242,28 @@ def test_measure_artefact_alone_has_no_speedup(toy: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "median" in result.stdout
     assert "speed-up" not in result.stdout.split("\n")[1]
+
+
+def test_measure_names_the_machine_it_ran_on(toy: Path) -> None:
+    text = edgevit("measure", toy / "out", "--target", toy / "short.toml").stdout
+    assert "\non this machine: " in text
+    assert "1 threads of " in text
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.4, False), (1.2, True)])
+def test_measure_on_a_machine_that_was_busy_warns(
+    toy: Path, load: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = load_target(str(toy / "short.toml"), Path())
+    timed = time_here(choose_artefacts(toy / "out", None, target, None), target, silent)
+    busy = dataclasses.replace(timed.conditions[0], load_1min=load)
+    machine = dataclasses.replace(timed.machine, cores=2)
+    _show_times(
+        dataclasses.replace(timed, machine=machine, conditions=(busy, timed.conditions[1])),
+        target.name,
+        json=False,
+    )
+    assert ("other programs were running, the load was 1.2 on 2 cores" in capsys.readouterr().out) == warned
 
 
 def test_measure_target_that_was_not_built_is_a_usage_error(toy: Path) -> None:
@@ -327,6 +374,17 @@ def test_check_exits_with_the_code_of_the_limit(
     result = edgevit("check", reported, *args)
     assert result.exit_code == code, result.output
     assert text in result.stderr
+
+
+@pytest.mark.parametrize(("drop", "code"), [("0.6", 0), ("0.5", 3)])
+def test_check_json_says_which_limits_were_kept(reported: Path, drop: str, code: int) -> None:
+    result = edgevit("check", reported, "--max-drop", drop, "--json")
+    assert result.exit_code == code
+    data = json.loads(result.stdout)
+    assert (data["name"], data["limits"]) == ("deit-tiny-orin", {"max_drop": float(drop)})
+    assert data["chosen"] == ["openvino-cpu fp32"]
+    assert data["kept"] is (code == 0)
+    assert (data["why"] is None) is (code == 0)
 
 
 def test_check_untrusted_timing_exits_with_its_code(tmp_path: Path) -> None:
