@@ -72,25 +72,21 @@ class Team:
         """Join the leader's trainings until it ends, and return its exit code.
 
         Raises:
-            EdgevitError: the leader ended without a word.
+            EdgevitError: another process ended without a word.
         """
         import torch
 
-        while True:
-            try:
-                message = self._exchange(None)
-            except RuntimeError as error:
-                raise EdgevitError("the first process of this build is gone; see what it said.") from error
-            if not isinstance(message, _Call):
-                assert isinstance(message, int)
-                return message
-            torch.set_num_threads(message.threads)
-            try:
-                message.function(*message.arguments)
-            except TrainingError:
-                continue  # raised by all processes alike: the leader says it, and how this ends
-            except EdgevitError as error:
-                return error.exit_code
+        with _naming_losses():
+            while isinstance(message := self._exchange(None), _Call):
+                torch.set_num_threads(message.threads)
+                try:
+                    message.function(*message.arguments)
+                except TrainingError:
+                    continue  # raised by all processes alike: the leader says it, and how this ends
+                except EdgevitError as error:
+                    return error.exit_code
+        assert isinstance(message, int)
+        return message
 
     def end(self, code: int) -> None:
         """Tell the others that the build is over, and with which exit code."""
@@ -131,6 +127,9 @@ def on_all_processes(function: Callable[..., object], *arguments: object) -> Ite
     Args:
         function: found by its name in its module.
         arguments: of `function`, picklable.
+
+    Raises:
+        EdgevitError: another process has ended.
     """
     team = Team._led
     if team is None:
@@ -138,8 +137,29 @@ def on_all_processes(function: Callable[..., object], *arguments: object) -> Ite
         return
     team.start(function, arguments)
     try:
-        yield
+        with _naming_losses():
+            yield
     except TrainingError:
         team.stop()
         raise
     team.stop()
+
+
+@contextlib.contextmanager
+def _naming_losses() -> Iterator[None]:
+    """Say in words that an exchange failed because another process is gone.
+
+    Raises:
+        EdgevitError: in place of what torch raises then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise EdgevitError(
+            "another process of this build has ended; see what it said."
+            " The same command goes on from the last checkpoint."
+        ) from error
