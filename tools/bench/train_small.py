@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from subjects import SMALL, SmallModel, labels_of, open_set, use_threads
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgevit.images import Images
 from edgevit.models import cct
@@ -30,38 +26,27 @@ from edgevit.models.load import ModelSource, load_model
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.loop import train_
-from edgevit.tune.views import Views
+from edgevit.tune.objective import Objective
+from edgevit.tune.supervised import cross_entropy
+from edgevit.tune.views import Target, Views
 
 assert cct.default_cfgs  # importing it registers CCT with timm
 SEED = 0
 SMOOTHING = 0.1
+LEAST_AREA = 0.5
+CLASSES = 10
 
 
-@dataclass(frozen=True)
-class LabelledViews:
-    """Random views of images, and their labels."""
-
-    views: Views
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, epoch: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """Return views, float32 [b, C, H, W], and labels, int64 [b]."""
-        return (*self.views.batch(epoch, chosen), torch.from_numpy(self.labels[chosen]))
-
-
-class Classification(nn.Module):
-    """Cross-entropy of a classifier, with smoothed labels."""
+class Classification(Objective):
+    """Cross-entropy of a timm model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of images, [B, C, H, W], with labels, [B] -> []."""
-        return functional.cross_entropy(self.model(images).float(), labels, label_smoothing=SMOOTHING)
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of images, [B, C, H, W], with wanted probabilities, [B, K] -> []."""
+        return cross_entropy(self.model(images), targets).mean()
 
 
 class Clock:
@@ -92,7 +77,8 @@ def train(small: SmallModel, epochs: int, folder: Path, clock: Clock, checkpoint
     model = timm.create_model(small.name, **small.options)
     preprocess = load_model(ModelSource(small.name, options=small.options)).preprocess
     images = open_set("cifar10_train_32", preprocess, None)
-    data = LabelledViews(Views(images.pixels(), images.preprocess, SEED, least_area=0.5), labels_of(images))
+    target = Target(labels_of(images), CLASSES, SMOOTHING)
+    data = Views(images.pixels(), images.preprocess, SEED, LEAST_AREA, target)
     training = Training(
         epochs=epochs,
         lr=small.lr,
