@@ -45,10 +45,12 @@ name = {name}
 #   method = "patch-similarity"  # patches that resemble others; needs no images
 #   tokens_drop = 0.25
 #   strategy = "clusters"
+# Or one that learns it, in place of the first two:
 #   [[prune]]
 #   method = "effiselect"  # heads and neurons, by gates that are learnt from the labels of [calibration]
 #   heads_drop = 0.3
 #   hidden_drop = 0.5
+# Or:
 #   [[prune]]
 #   method = "intra-head"  # dims inside heads and neurons, by rows that training drives to zero
 #   macs = 0.6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
+from edgevit.backends.tensorrt import TensorRT
 from edgevit.errors import RecipeError
 from edgevit.kit.trtexec import Graph, build_options, build_script, column, read_table, timing_options
 from edgevit.shipped import shipped_names
@@ -32,7 +32,7 @@ def computes(version: str, precision: Precision) -> bool:
     return precision != "bf16" or "yes" in (read_table()[version][name] for name in ("bf16", "stronglyTyped"))
 
 
-CASES = [(v, p) for v in read_table() for p in get_args(Precision) if computes(v, p)]
+CASES = [(v, p) for v in read_table() for p in TensorRT.precisions if computes(v, p)]
 
 
 @pytest.mark.parametrize("shapes", [None, DYNAMIC])

@@ -9,14 +9,14 @@ from edgevit.models.downsample import Downsample
 
 def test_downsample_gives_what_timm_gives() -> None:
     theirs = fill(PatchMerging(6, 10))
-    ours = Downsample((4, 6), (6, 10), theirs.norm.eps)
+    ours = Downsample((4, 6), (6, 10), None, theirs.norm.eps)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(x.flatten(1, 2)), theirs(x).flatten(1, 2))
 
 
 def test_downsample_puts_neighbours_together() -> None:
-    layer = Downsample((2, 4), (1, 4), 1e-5)
+    layer = Downsample((2, 4), (1, 4), None, 1e-5)
     with torch.no_grad():
         layer.reduction.weight.copy_(torch.eye(4))
     layer.norm = torch.nn.Identity()  # type: ignore[assignment]
