@@ -686,7 +686,11 @@ def require_fit(facts: dict[str, str], trt: ModuleType, device: dict[str, str]) 
         TensorRTError: says what was expected, what is here, and what to do.
     """
     options = json.loads(facts.get("options", "{}"))
-    built, here = facts.get("version", ""), str(trt.__version__)
+    built, here = facts.get("version"), str(trt.__version__)
+    if built is None:
+        raise TensorRTError(
+            f"the engine has no side file that says which TensorRT built it, here is {here}: build it anew"
+        )
     same = built.split(".")[0] == here.split(".")[0] if options.get("version_compatible") else built == here
     if not same:
         raise TensorRTError(f"the engine was built by TensorRT {built}, here is {here}: build it anew here")

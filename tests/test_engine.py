@@ -141,8 +141,15 @@ def test_engine_of_another_version_or_gpu_is_refused(facts: dict[str, str], mess
         {"version": "10.3.0", "compute_capability": "8.6", "options": '{"hardware_compatible": "ampere+"}'},
     ],
 )
-def test_engine_that_fits_is_taken(facts: dict[str, str]) -> None:
+def test_engine_that_fits_is_taken_and_one_of_another_version_is_not(facts: dict[str, str]) -> None:
     require_fit(facts, FakeModule, DEVICE)  # type: ignore[arg-type]
+    with pytest.raises(TensorRTError, match=r"built by TensorRT 8\.6\.1, here is 10\.3\.0"):
+        require_fit(facts | {"version": "8.6.1"}, FakeModule, DEVICE)  # type: ignore[arg-type]
+
+
+def test_engine_without_a_side_file_is_refused_in_words_of_its_own() -> None:
+    with pytest.raises(TensorRTError, match=r"no side file that says .*here is 10\.3\.0: build it anew"):
+        require_fit({}, FakeModule, DEVICE)  # type: ignore[arg-type]
 
 
 def test_layers_of_an_inspector_are_read_in_each_version() -> None:

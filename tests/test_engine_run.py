@@ -194,9 +194,3 @@ def test_kit_on_a_board_without_room_says_what_to_lower(tmp_path: Path) -> None:
         TensorRTError, match=r"expected 4096 MiB .*of 8000 MiB are 3000 free.*lower workspace_mb"
     ):
         run_kit(write_kit(tmp_path, workspace_mb=4096), print)
-
-
-def test_runner_is_python_3_8() -> None:
-    import ast
-
-    ast.parse(Path(engine.__file__).read_text(), feature_version=(3, 8))

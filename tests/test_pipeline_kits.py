@@ -13,7 +13,7 @@ import pytest
 from real_tensorrt import env_of
 from toy_build import write_toy
 
-from edgevit.errors import BackendError
+from edgevit.errors import BackendError, RecipeError
 from edgevit.pipeline import BuildOptions, build
 from edgevit.pipeline.kits import needs_kit
 from edgevit.pipeline.preflight import check_graphs
@@ -51,6 +51,14 @@ def test_board_gets_a_kit_and_the_report_says_how_to_go_on(built: Path) -> None:
     table = json.loads((built / facts.folder / "kit.json").read_text())
     assert table["timing"] == load_target(BOARD, Path()).timing.model_dump(mode="json")
     assert "--workspace" not in (built / facts.folder / "build.sh").read_text()
+
+
+def test_bf16_is_refused_where_the_graph_would_have_to_say_it(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path)
+    with recipe.open("a") as file:
+        file.write(f'\n[[target]]\nname = "{BOARD}"\nprecisions = ["fp32", "bf16"]\n')
+    with pytest.raises(RecipeError, match=r"expected precisions among fp32, int8.*got bf16"):
+        build(load_recipe(recipe), tmp_path / "out", BuildOptions((BOARD,)))
 
 
 def test_stored_outputs_are_those_of_the_graph_in_the_kit(built: Path) -> None:

@@ -110,10 +110,13 @@ def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:
 
 
 def _check_exported(recipe: LoadedRecipe, target: Target, precisions: Sequence[Precision]) -> None:
-    other = [precision for precision in precisions if precision not in EXPORTED]
+    # TensorRT computes in what the graph says, and no graph says bf16: OpenVINO makes that of fp32 by itself.
+    typed = target.runtime in ("tensorrt", "tensorrt-rtx")
+    exported = [precision for precision in EXPORTED if precision != "bf16" or not typed]
+    other = [precision for precision in precisions if precision not in exported]
     if other:
         raise RecipeError(
-            f"{recipe.path}: target {target.name}: expected precisions among {', '.join(EXPORTED)},"
+            f"{recipe.path}: target {target.name}: expected precisions among {', '.join(exported)},"
             f" got {', '.join(other)}, which this version does not export. Take them out of `precisions`."
         )
     calibrated = [precision for precision in precisions if precision in CALIBRATED]
