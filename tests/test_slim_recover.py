@@ -24,8 +24,9 @@ from edgevit.slim.fit_attention import fit_attention
 from edgevit.slim.fit_mlp import fit_mlp
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.select import slim_by_selection
-from edgevit.slim.site import ClosedForm, Site, copy_shared
+from edgevit.slim.site import ClosedForm, Site
 from edgevit.slim.stream import Streams, open_streams
+from edgevit.slim.write import copy_shared
 
 FORMS = {
     "plain": ARCH,

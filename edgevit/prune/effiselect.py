@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -21,9 +21,8 @@ from edgevit.methods import EffiSelect
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import BlockPlan, Indices, Kind, Plan
+from edgevit.prune.counts import aligned, part, smallest
 from edgevit.prune.rank import highest
-
-_ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and means 29
 
 
 def effiselect(arch: Arch, plan: Plan, options: EffiSelect, scores: Mapping[str, Tensor]) -> Plan:
@@ -95,7 +94,7 @@ class _Ranking:
         """
         lost = Counter(blocks)
         return tuple(
-            tuple(highest(worth, _rounded(len(worth) - lost[index], self.align, len(worth))).tolist())
+            tuple(highest(worth, aligned(len(worth) - lost[index], self.align, len(worth))).tolist())
             for index, worth in enumerate(self.worth)
         )
 
@@ -103,10 +102,6 @@ class _Ranking:
 def _order(part: tuple[float, int]) -> tuple[float, int]:
     """Return what parts are sorted by: the lowest worth goes first, of equal ones the last block's."""
     return part[0], -part[1]
-
-
-def _rounded(count: int, align: int, most: int) -> int:
-    return min(most, math.ceil(count / align) * align)
 
 
 def _ranked(arch: Arch, options: EffiSelect, scores: Mapping[str, Tensor]) -> dict[Kind, _Ranking]:
@@ -129,7 +124,7 @@ def _removed(drop: float, ranking: _Ranking, key: str) -> int:
     Raises:
         PlanError: more than may go.
     """
-    removed = math.floor(drop * ranking.count + _ROUNDING)
+    removed = part(ranking.count, drop)
     if removed > ranking.removable:
         most = math.floor(1e4 * ranking.removable / ranking.count) / 1e4
         raise PlanError(
@@ -166,22 +161,13 @@ def _within_budget(arch: Arch, plan: Plan, options: EffiSelect, ranked: Mapping[
     def share(removed: int) -> float:
         return model_cost(slim_arch(arch, planned(removed))).total.macs / dense
 
-    smallest = share(len(order))
-    if smallest > budget:
+    least = share(len(order))
+    if least > budget:
         raise PlanError(
-            f"macs: expected {math.ceil(1e4 * smallest) / 1e4:g} or more, the smallest share of the dense"
+            f"macs: expected {math.ceil(1e4 * least) / 1e4:g} or more, the smallest share of the dense"
             f" model's MACs that cutting heads and neurons reaches, got {budget:g}."
         )
-    return planned(_first(len(order), lambda removed: share(removed) <= budget))
-
-
-def _first(most: int, holds: Callable[[int], bool]) -> int:
-    """Return the smallest number 0..most for which a condition holds that stays true from there on."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
+    return planned(smallest(len(order), lambda removed: share(removed) <= budget))
 
 
 def _part_macs(arch: Arch, kind: Kind, index: int) -> int:

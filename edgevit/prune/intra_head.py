@@ -25,14 +25,16 @@ from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import read_relations
 from edgevit.plan import BlockPlan, Indices, Kept, Plan
-from edgevit.prune.channels import channels_kept
+from edgevit.prune.channel_choice import channels_kept
+from edgevit.prune.counts import aligned, smallest
 from edgevit.prune.policies import aligned_count, deletable_units, zero_dims
 from edgevit.prune.rank import highest
 from edgevit.prune.schedule import Schedule, keep_counts
 
 _Part = Literal["qk", "vo", "hidden"]
-_FLOORS: dict[_Part, int] = {"qk": 8, "vo": 8, "hidden": 32}
-"""What a MAC budget leaves at least: dims in each head, neurons in each block."""
+_LEAST_DIMS, _LEAST_NEURONS = 8, 32
+"""What a MAC budget leaves at least, in each head and in each block."""
+_FLOORS: dict[_Part, int] = {"qk": _LEAST_DIMS, "vo": _LEAST_DIMS, "hidden": _LEAST_NEURONS}
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: I
     """Keep the units above one threshold for all sites, as low as the MACs allow, and fill up the rest."""
     assert options.macs is not None
     allowed = options.macs * model_cost(model.arch).total.macs
-    counts = [_aligned(site, _FLOORS[site.part], options.align) for site in sites]
+    counts = [aligned(_FLOORS[site.part], options.align, site.most) for site in sites]
 
     def macs(steps: Sequence[_Step]) -> int:
         kept = list(counts)
@@ -171,12 +173,9 @@ def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: I
     if macs([]) > allowed:
         raise PlanError(_unreachable(model, options.macs, macs([])))
     steps = sorted(_steps(sites, counts, options.align), key=lambda step: -step.value)
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if macs(steps[:middle]) <= allowed else (low, middle - 1)
-    taken, closed = steps[:low], set[int]()
-    for step in steps[low:]:
+    fit = smallest(len(steps), lambda count: macs(steps[: count + 1]) > allowed)
+    taken, closed = steps[:fit], set[int]()
+    for step in steps[fit:]:
         if step.site not in closed and macs([*taken, step]) <= allowed:
             taken.append(step)
         else:
@@ -184,10 +183,6 @@ def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: I
     for step in taken:
         counts[step.site] = step.count
     return counts
-
-
-def _aligned(site: Site, count: int, align: int) -> int:
-    return min(site.most, math.ceil(count / align) * align)
 
 
 def _steps(sites: Sequence[Site], start: Sequence[int], align: int) -> Iterator[_Step]:
@@ -203,9 +198,9 @@ def _unreachable(model: SlimViT, wanted: float, least: int) -> str:
     reachable = math.ceil(1000 * least / dense) / 1000
     kept = read_anatomy(model.arch).refused.get("qk_dim")
     return (
-        f"macs: no plan reaches {wanted:g} of the dense model's {dense:,}: with 8 dims in each head and 32"
-        f" neurons in each block {reachable:g} are left ({least:,}). Give that or more, or cut heads or"
-        " tokens, too." + (f" QK is whole: {kept}" if kept else "")
+        f"macs: no plan reaches {wanted:g} of the dense model's {dense:,}: with {_LEAST_DIMS} dims in each"
+        f" head and {_LEAST_NEURONS} neurons in each block {reachable:g} are left ({least:,}). Give that or"
+        " more, or cut heads or tokens, too." + (f" QK is whole: {kept}" if kept else "")
     )
 
 

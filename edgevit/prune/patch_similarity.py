@@ -22,9 +22,9 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.observe import Report
 from edgevit.models.reduction import pair_similarity, redundancy, unit_features
 from edgevit.plan import BlockPlan, Choice, InputPlan, Plan, keep_all
+from edgevit.prune.counts import aligned, part, remaining
 
 _OUTSIDE = 0.1  # share of the images on which a threshold need not hold
-_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998, and means 1
 
 
 def patch_similarity(
@@ -176,11 +176,7 @@ def _why(place: _Place) -> str:
 
 def _share(place: _Place, drop: float, align: int) -> int:
     patches = place.entering - place.arch.prefix
-    return _aligned(place, place.arch.prefix + max(1, math.floor(patches * (1 - drop) + _ROUNDING)), align)
-
-
-def _aligned(place: _Place, count: int, align: int) -> int:
-    return min(place.entering, math.ceil(count / align) * align)
+    return aligned(place.arch.prefix + remaining(patches, drop), align, place.entering)
 
 
 @torch.no_grad()
@@ -194,8 +190,8 @@ def _calibrated(
         scores = _scores(place, _features(model, place.block, images))
         above += (scores > options.threshold).sum(dim=1).tolist()
         report(len(above))
-    removed = sorted(above)[math.floor(_OUTSIDE * len(above))]
-    return _aligned(place, max(place.least, place.entering - removed), options.align)
+    removed = sorted(above)[part(len(above), _OUTSIDE)]
+    return aligned(max(place.least, place.entering - removed), options.align, place.entering)
 
 
 def _features(model: SlimViT, block: int | None, images: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ A unit is cut without a change of the outputs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import Group, Node
+from edgevit.prune.counts import aligned
 
 Zeros = Mapping[Node, Tensor]
 """For nodes, which of their dims are zero, bool [size]; nodes that are missing have no zeros."""
@@ -63,4 +63,4 @@ def aligned_count(live: Tensor, align: int) -> int:
         align: the count is rounded up to a multiple of this; at most K, at least 1.
     """
     most = max(1, int(live.sum(dim=1).max()))
-    return min(live.shape[1], math.ceil(most / align) * align)
+    return aligned(most, align, live.shape[1])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevit.errors import PlanError
 from edgevit.plan import Anatomy, Kind
-
-_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998, and means 1
+from edgevit.prune.counts import aligned, remaining
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ def _from_drop(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
     if not isinstance(drops, tuple):
         assert drops is not None
         drops = (0.0 if schedule.keep_first else drops, *(drops,) * (len(dense) - 1))
-    return tuple(_kept(width, drop, schedule.align) for width, drop in zip(dense, drops, strict=True))
-
-
-def _kept(width: int, drop: float, align: int) -> int:
-    kept = max(1, math.floor(width * (1 - drop) + _ROUNDING))
-    return min(width, math.ceil(kept / align) * align)
+    return tuple(
+        aligned(remaining(width, drop), schedule.align, width)
+        for width, drop in zip(dense, drops, strict=True)
+    )

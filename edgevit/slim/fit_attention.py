@@ -16,7 +16,8 @@ from edgevit.models.layers import SlimAttention
 from edgevit.models.reduction import Reduction
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
-from edgevit.slim.site import Site, write_linear, write_position_bias
+from edgevit.slim.site import Site
+from edgevit.slim.write import write_linear, write_position_bias
 
 
 def fit_attention(site: Site) -> list[Reduction]:

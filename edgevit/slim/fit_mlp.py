@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from edgevit.models.layers import SlimMlp
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
-from edgevit.slim.site import Site, readers, write_inputs, write_linear, write_neurons, write_worth
+from edgevit.slim.site import Site
+from edgevit.slim.write import readers, write_inputs, write_linear, write_neurons, write_worth
 
 
 def fit_mlp(site: Site) -> None:

@@ -18,8 +18,9 @@ from edgevit.plan import Plan
 from edgevit.progress import Progress
 from edgevit.slim.fit_attention import fit_attention
 from edgevit.slim.fit_mlp import fit_mlp
-from edgevit.slim.site import ClosedForm, Site, copy_shared
+from edgevit.slim.site import ClosedForm, Site
 from edgevit.slim.stream import open_streams
+from edgevit.slim.write import copy_shared
 
 
 def slim_closed_form(

@@ -18,7 +18,7 @@ from edgevit.models.group_scores import neuron_norms, qk_norms, vo_norms
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.plan import BlockPlan, Plan
-from edgevit.slim.site import (
+from edgevit.slim.write import (
     copy_shared,
     readers,
     write_inputs,

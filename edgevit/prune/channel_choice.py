@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import Group, Node, Relation, read_relations
 from edgevit.plan import Indices
+from edgevit.prune.counts import aligned, remaining
 from edgevit.prune.rank import highest
 
 
@@ -24,8 +23,7 @@ def channels_kept(model: SlimViT, drop: float, align: int) -> tuple[Indices, ...
     streams = [group for group in read_relations(model.arch).groups if group.kind == "stream"]
     kept = []
     for group in streams:
-        count = max(1, math.floor(group.size * (1 - drop) + 1e-9))
-        count = min(group.size, math.ceil(count / align) * align)
+        count = aligned(remaining(group.size, drop), align, group.size)
         kept.append(tuple(highest(channel_scores(model, group), count).tolist()))
     return tuple(kept)
 
