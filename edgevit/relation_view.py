@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.disk import atomic_write
-from edgevit.models.relations import Group, GroupKind, Relations
+from edgevit.models.relations import Group, GroupKind, Node, Relations
 
 _WHAT: dict[GroupKind, str] = {
     "qk": "a zero row of q or of k",
@@ -26,6 +26,7 @@ _WHAT: dict[GroupKind, str] = {
 }
 """What it takes for a unit of a group to be cut without a change of the outputs."""
 
+_PARTLY = ("(12 of 48): the MLP reads only some channels of the stream, the others as if they were zero.",)
 _CELL_PX = 7
 _LARGEST_PX = 1600
 
@@ -54,7 +55,13 @@ def _group_to_json(group: Group) -> dict[str, Any]:
         "size": group.size,
         "parts": group.parts,
         "nodes": [
-            {"name": node.name, "size": node.size, "copies": node.size // group.size} for node in group.nodes
+            {
+                "name": node.name,
+                "size": node.size,
+                "copies": node.size // group.size,
+                "reads": node.size if node.reads is None else node.reads,
+            }
+            for node in group.nodes
         ],
         "lossless": _WHAT[group.kind],
     }
@@ -77,6 +84,7 @@ def render_groups(name: str, found: Relations, console: Console) -> None:
     lines = [
         "A node is one side of a layer. A unit is what can only go together: a dim of each node of the group",
         '(four where it says "x 4"). 3 x 64: each of 3 heads has 64, and all heads of a block keep as many.',
+        *(_PARTLY if any(node.reads is not None for node in found.nodes) else ()),
         "What it takes to cut a unit without a change of the outputs:",
     ]
     lines += [f"  {kind}: {_WHAT[kind]}" for kind in dict.fromkeys(group.kind for group in found.groups)]
@@ -116,8 +124,13 @@ def _members(group: Group) -> list[str]:
         head, _, rest = node.name.partition(".")
         inner = rest.partition(".")[2]
         name = (f"blocks.*.{inner}" if several else inner) if head == "blocks" else node.name
-        names.append(name if copies == 1 else f"{name} x {copies}")
+        names.append(f"{name}{_some(node)}" if copies == 1 else f"{name} x {copies}")
     return list(dict.fromkeys(names))
+
+
+def _some(node: Node) -> str:
+    """Say of how many dims a node reads only some, where it does."""
+    return "" if node.reads is None else f" ({node.reads} of {node.size})"
 
 
 def write_groups_html(name: str, found: Relations, path: Path) -> None:
@@ -129,12 +142,12 @@ def write_groups_html(name: str, found: Relations, path: Path) -> None:
     """
     import altair as alt
 
-    labels = [node.name for node in found.nodes]
+    labels = {node: f"{node.name}{_some(node)}" for node in found.nodes}
     group_of = {node: group for group in found.groups for node in group.nodes}
     rows = [
         {
-            "node": first.name,
-            "related to": second.name,
+            "node": labels[first],
+            "related to": labels[second],
             "kind": relation.kind,
             "copies": relation.copies,
             "group": group_of[first].name,
@@ -145,7 +158,7 @@ def write_groups_html(name: str, found: Relations, path: Path) -> None:
     ]
     side = min(_CELL_PX * len(labels), _LARGEST_PX)
     axis = alt.Axis(labelFontSize=6, labelOverlap=True, title=None)
-    order: list[Any] = list(labels)
+    order: list[Any] = list(labels.values())
     title = f"{name}: what can only be cut together"
     chart = (
         alt.Chart(alt.Data(values=rows), width=side, height=side, title=title)

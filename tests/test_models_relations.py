@@ -11,8 +11,11 @@ from toy_vits import ARCH, toy_arch
 from edgevit.models.arch import Arch
 from edgevit.models.from_cct import from_cct
 from edgevit.models.layers import SlimViT
-from edgevit.models.relations import Node, Relations, read_relations
+from edgevit.models.relations import Node, Relation, Relations, read_relations
 
+SOME_CHANNELS = dataclasses.replace(
+    ARCH, gated=True, blocks=tuple(dataclasses.replace(block, mlp_inputs=16) for block in ARCH.blocks)
+)
 ARCHS: dict[str, Arch] = {
     "plain": ARCH,
     "distilled": toy_arch("class+distillation", 2),
@@ -23,7 +26,14 @@ ARCHS: dict[str, Arch] = {
     "cct": CCT_ARCH,
     "two convolutions": from_cct(toy_cct(TWO_CONVS, 32), "toy").arch,
     "rotary": toy_dino().arch,
+    "some channels": SOME_CHANNELS,
 }
+
+
+def _image(relation: Relation, dim: int) -> list[int]:
+    """Return the dims of the second node that go with one of the first."""
+    first, second = relation.first.size, relation.second.size
+    return [dim % second] if second < first else list(range(dim, second, first))
 
 
 def _dims_together(found: Relations) -> dict[tuple[str, int], set[tuple[str, int]]]:
@@ -31,7 +41,7 @@ def _dims_together(found: Relations) -> dict[tuple[str, int], set[tuple[str, int
     together = {(node.name, dim): {(node.name, dim)} for node in found.nodes for dim in range(node.size)}
     for relation in found.relations:
         for dim in range(relation.first.size):
-            for image in relation.image(dim):
+            for image in _image(relation, dim):
                 one = together[(relation.first.name, dim)]
                 other = together[(relation.second.name, image)]
                 if one is not other:
@@ -74,7 +84,8 @@ def test_nodes_are_the_layers_of_the_model_with_their_sizes(name: str) -> None:
         elif node.layer in ("position", "prefix"):
             assert node.size == weights[node.layer].shape[2]
         else:
-            assert node.size == weights[node.layer].shape[1 if node.side == "in" else 0]
+            expected = node.size if node.reads is None else node.reads
+            assert expected == weights[node.layer].shape[1 if node.side == "in" else 0]
     drawn = {node.layer for node in found.nodes}
     layers = {key for key, value in weights.items() if value.dim() > 1 and value.numel()}
     no_dims = ("position_bias", ".cos", ".sin")
@@ -105,7 +116,7 @@ def test_norm_of_queries_ties_the_heads_together() -> None:
     group = read_relations(ARCHS["qk-norm"]).group_of("blocks.0.qk")
     assert (group.size, group.parts) == (8, 1)
     q_norm = next(relation for relation in group.relations if relation.second.layer.endswith("q_norm"))
-    assert q_norm.image(17) == (1,)
+    assert (q_norm.copies, q_norm.second.size) == (3, 8)
 
 
 def test_rotary_angles_tie_pairs_of_dims_together() -> None:
@@ -122,7 +133,6 @@ def test_stream_of_each_swin_stage_is_one_group_and_merging_maps_one_to_four() -
     assert found.group_of("stream.1").nodes[0].name == "blocks.2.downsample.reduction.out"
     merging = next(r for r in found.relations if r.second.name == "blocks.2.downsample.norm")
     assert merging.copies == 4
-    assert merging.image(3) == (3, 19, 35, 51)
 
 
 def test_stream_of_a_vit_is_added_to_by_embedding_tokens_and_both_projections() -> None:
@@ -146,11 +156,14 @@ def test_inner_channels_of_a_tokenizer_are_a_group() -> None:
     assert [node.name for node in group.nodes] == ["patch_embed.convs.0.out", "patch_embed.convs.1.in"]
 
 
-def test_matrix_is_symmetric_and_names_each_relation_once() -> None:
-    found = read_relations(SWIN)
-    matrix = found.matrix()
-    assert matrix == [list(column) for column in zip(*matrix, strict=True)]
-    assert sum(cell is not None for row in matrix for cell in row) == 2 * len(found.relations)
-    q = [node.name for node in found.nodes].index("blocks.0.attn.q.out")
-    k = [node.name for node in found.nodes].index("blocks.0.attn.k.out")
-    assert matrix[q][k] == "mul"
+def test_mlp_of_some_channels_says_how_many_it_reads() -> None:
+    found = read_relations(SOME_CHANNELS)
+    partly = [node.name for node in found.nodes if node.reads is not None]
+    assert partly[:2] == ["blocks.0.mlp.fc1.in", "blocks.0.mlp.gate.in"]
+    assert {node.reads for node in found.nodes} == {None, 16}
+    assert found.group_of("stream.0").size == ARCH.embed
+
+
+def test_group_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"group 'blocks\.9\.qk': expected one of image, .*blocks\.0\.qk"):
+        read_relations(ARCH).group_of("blocks.9.qk")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_models_relations import SOME_CHANNELS
 from toy_swins import SWIN
 from toy_vits import ARCH
 
@@ -33,6 +34,18 @@ def test_table_names_nodes_of_several_dims_a_unit() -> None:
 
 def test_table_says_what_a_cut_without_loss_takes() -> None:
     assert "  qk: a zero row of q or of k" in _text()
+
+
+def test_every_form_says_of_how_many_channels_an_mlp_reads_some(tmp_path: Path) -> None:
+    found, out = read_relations(SOME_CHANNELS), io.StringIO()
+    render_groups("toy", found, Console(file=out, width=300))
+    assert "blocks.*.mlp.fc1.in (16 of 24)" in out.getvalue()
+    assert "(12 of 48): the MLP reads only some channels" in out.getvalue()
+    (stream,) = (group for group in groups_to_json("toy", found)["groups"] if group["kind"] == "stream")
+    reads = {node["name"]: node["reads"] for node in stream["nodes"]}
+    assert (reads["blocks.0.mlp.fc1.in"], reads["blocks.0.attn.q.in"]) == (16, 24)
+    write_groups_html("toy", found, tmp_path / "groups.html")
+    assert "blocks.2.mlp.fc1.in (16 of 24)" in (tmp_path / "groups.html").read_text()
 
 
 def test_json_has_groups_with_nodes_and_relations() -> None:

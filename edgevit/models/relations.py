@@ -8,7 +8,8 @@ Index maps all have one form: the smaller node's dims come several times in a ro
 of a node of size n is dims j, j + n, j + 2n, ... of a node of size m * n. Four patches that are merged stand
 side by side (1 to 4), a norm of queries is shared by all heads (1 to H), a rotary angle turns dims j and
 j + K / 2 of every head. So dim x of any node of a group belongs to unit x modulo the group's size. An MLP
-that reads only some channels of its stream counts as one that reads the others with zeros.
+that reads only some channels of its stream counts as one that reads the others with zeros: which those are is
+known to its model alone, how many stands at the node.
 
 Reference: Zhang et al. 2025, intra-head pruning by inter-layer dimension relationship, Neural Networks 190,
 107656.
@@ -38,6 +39,8 @@ class Node:
     layer: str
     side: Side
     size: int
+    reads: int | None = None
+    """How many of its dims are there, where an MLP reads only some of a stream's; None: all."""
 
     @property
     def name(self) -> str:
@@ -58,12 +61,6 @@ class Relation:
         """Return how many dims of the larger node one dim of the smaller one is."""
         small, large = sorted((self.first.size, self.second.size))
         return large // small
-
-    def image(self, dim: int) -> tuple[int, ...]:
-        """Return the dims of `second` that go with one of `first`."""
-        if self.second.size < self.first.size:
-            return (dim % self.second.size,)
-        return tuple(dim + copy * self.first.size for copy in range(self.copies))
 
 
 @dataclass(frozen=True)
@@ -88,28 +85,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Relations:
-    """All nodes of a model in the order of its layers, what relates them, and the groups that result."""
+    """The relationship matrix of a model, sparse and symmetric: a relation stands for both of its cells."""
 
     nodes: tuple[Node, ...]
+    """Its rows, in the order of the layers."""
     relations: tuple[Relation, ...]
+    """Its cells that are not empty."""
     groups: tuple[Group, ...]
-
-    def matrix(self) -> list[list[RelationKind | None]]:
-        """Return the symmetric relationship matrix over `nodes`; None: not related directly."""
-        places = {node: place for place, node in enumerate(self.nodes)}
-        rows: list[list[RelationKind | None]] = [[None] * len(places) for _ in places]
-        for relation in self.relations:
-            first, second = (places[node] for node in _ends(relation))
-            rows[first][second] = rows[second][first] = relation.kind
-        return rows
+    """Its connected components."""
 
     def group_of(self, name: str) -> Group:
         """Return the group of that name, such as "blocks.0.qk".
 
         Raises:
-            KeyError: there is none.
+            ValueError: there is none.
         """
-        return {group.name: group for group in self.groups}[name]
+        for group in self.groups:
+            if group.name == name:
+                return group
+        names = ", ".join(group.name for group in self.groups)
+        raise ValueError(f"group {name!r}: expected one of {names}")
 
 
 def read_relations(arch: Arch) -> Relations:
@@ -140,9 +135,10 @@ class _Drawing:
     def relate(self, kind: RelationKind, first: Node, second: Node) -> None:
         self.relations.append(Relation(kind, first, second))
 
-    def reader(self, source: Node, layer: str) -> Node:
-        """Add a layer's columns that read a node."""
-        node = self.node(layer, "in", source.size)
+    def reader(self, source: Node, layer: str, reads: int | None = None) -> Node:
+        """Add a layer's columns that read a node, or `reads` of its dims."""
+        node = Node(layer, "in", source.size, reads)
+        self.nodes.append(node)
         self.relate("producer-consumer", source, node)
         return node
 
@@ -190,10 +186,10 @@ def _block(drawing: _Drawing, arch: Arch, dims: BlockDims, name: str, stream: No
     normed = drawing.norm(stream, f"{name}norm2")
     if arch.norm2_on_stream:
         stream = normed
-    drawing.reader(normed, f"{name}mlp.fc1")
+    drawing.reader(normed, f"{name}mlp.fc1", dims.mlp_inputs)
     neurons = drawing.node(f"{name}mlp.fc1", "out", dims.hidden)
     if arch.gated:
-        drawing.reader(normed, f"{name}mlp.gate")
+        drawing.reader(normed, f"{name}mlp.gate", dims.mlp_inputs)
         gate = drawing.node(f"{name}mlp.gate", "out", dims.hidden)
         drawing.relate("mul", neurons, gate)
     drawing.reader(neurons, f"{name}mlp.fc2")
