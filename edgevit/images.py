@@ -217,6 +217,21 @@ def check_labels(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
+def required_labels(images: Images, classes: int) -> NDArray[np.int64]:
+    """Return the class of each image, int64 [n], for work that cannot do without.
+
+    Raises:
+        ImagesError: the images have no labels, or some that a head with `classes` outputs cannot give.
+    """
+    if images.labels is None:
+        raise ImagesError(
+            "this learns from labels, and the set has none. Name its label column, or do without what needs"
+            " labels."
+        )
+    check_labels(images.labels, classes)
+    return images.labels
+
+
 def _open_rows(source: LoadedSet) -> Rows:
     images = source.set
     label = images.label or None

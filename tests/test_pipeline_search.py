@@ -146,14 +146,16 @@ def test_search_without_labels_is_refused_before_it_begins(tmp_path: Path) -> No
     (tmp_path / "calibration.toml").write_text('kind = "folder"\npath = "calibration"\nlabel = ""\n')
     with pytest.raises(
         ImagesError,
-        match=r'calibration\.toml: prune\.method = "effiselect" learns from labels, and this set has none',
+        match=r'calibration\.toml: prune\.method = "effiselect": this learns from labels, and the',
     ):
         run(recipe, tmp_path / "out")
 
 
 def test_search_on_labels_beyond_the_head_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "calibration", 66, classes=11)
-    with pytest.raises(ImagesError, match=r"calibration\.toml: labels do not fit the head: expected 0\.\.9"):
+    with pytest.raises(
+        ImagesError, match=r"calibration\.toml: .*: labels do not fit the head: expected 0\.\."
+    ):
         run(write(tmp_path, SELECT.replace("images = 24", "images = 64")), tmp_path / "out")
 
 

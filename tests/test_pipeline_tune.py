@@ -161,7 +161,7 @@ def test_tune_slim_with_labels_that_are_missing_is_refused_before_any_training(t
     recipe = write_toy(tmp_path, more=TUNE + "labels = 1.0\n")
     (tmp_path / "calibration.toml").write_text('kind = "folder"\npath = "calibration"\nlabel = ""\n')
     with pytest.raises(
-        ImagesError, match=r"calibration\.toml: tune\.labels learns from labels, and this set"
+        ImagesError, match=r"calibration\.toml: tune\.labels: this learns from labels, and the set has none"
     ):
         tune(recipe, tmp_path / "out")
 

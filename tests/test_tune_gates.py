@@ -179,7 +179,7 @@ def test_search_gates_interrupted_ends_with_the_same_bits(images: Images, tmp_pa
 
 
 def test_search_gates_without_labels_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ImagesError, match="needs labels, and the images have none"):
+    with pytest.raises(ImagesError, match="learns from labels, and the set has none"):
         search_gates(toy_model(), open_toy(tmp_path, ""), GateSearch(SHORT), None, silent)
 
 

@@ -6,10 +6,15 @@ Shapes: H heads, K/V dims per head, F hidden neurons.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
+
+Scores = Mapping[str, Tensor]
+"""What each part that may go is worth, by name, such as "blocks.0.heads": by weights alone, or learnt."""
 
 
 def qk_norms(attention: SlimAttention) -> Tensor:
@@ -35,7 +40,7 @@ def neuron_norms(mlp: SlimMlp) -> Tensor:
     return norms if mlp.gate is None else norms * mlp.gate.weight.norm(dim=1)
 
 
-def group_scores(model: SlimViT) -> dict[str, Tensor]:
+def group_scores(model: SlimViT) -> Scores:
     """Return what each unit is worth: "blocks.N.qk" [H, K], "blocks.N.vo" [H, V], "blocks.N.hidden" [F]."""
     scores: dict[str, Tensor] = {}
     for index, block in enumerate(model.blocks):

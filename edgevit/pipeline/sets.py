@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgevit.errors import ImagesError
-from edgevit.images import Images, LoadedSet, check_labels, open_images
+from edgevit.images import Images, check_labels, open_images, required_labels
 from edgevit.methods import learning_methods, need_images
 from edgevit.pipeline.inputs import CALIBRATED, Inputs
 from edgevit.pipeline.keys import images_key
@@ -96,21 +97,19 @@ class _Drawn:
             default = self.dense.loaded.preprocess
             images = open_images(source, default, count, recipe.calibration.seed, self.stages.progress)
             if labels_for:
-                _require_labels(source, images, self.dense.loaded.model.arch.classes, labels_for)
+                with _naming(source.path, labels_for):
+                    required_labels(images, self.dense.loaded.model.arch.classes)
             self.found[key] = images
         return self.found[key]
 
 
-def _require_labels(source: LoadedSet, images: Images, classes: int, labels_for: str) -> None:
-    if images.labels is None:
-        raise ImagesError(
-            f"{source.path}: {labels_for} learns from labels, and this set has none. Name its label column,"
-            " or do without what needs labels."
-        )
+@contextmanager
+def _naming(*where: object) -> Iterator[None]:
+    """Say in an error of the images where it was found."""
     try:
-        check_labels(images.labels, classes)
+        yield
     except ImagesError as error:
-        raise ImagesError(f"{source.path}: {error}") from error
+        raise ImagesError(": ".join(map(str, (*where, error)))) from error
 
 
 def _refuse_seen(inputs: Inputs, sets: Sets) -> None:
@@ -152,10 +151,8 @@ def _decode_all(stages: Stages, name: str, images: Images) -> None:
 def _check_labels(inputs: Inputs, evaluation: Images, classes: int) -> None:
     assert inputs.evaluation is not None
     if evaluation.labels is not None:
-        try:
+        with _naming(inputs.evaluation.path):
             check_labels(evaluation.labels, classes)
-        except ImagesError as error:
-            raise ImagesError(f"{inputs.evaluation.path}: {error}") from error
     elif inputs.recipe.recipe.gates.max_drop is not None:
         raise ImagesError(
             f"{inputs.evaluation.path}: gates.max_drop needs labels, and this set has none. Name its label"

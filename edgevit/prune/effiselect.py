@@ -20,12 +20,13 @@ from edgevit.errors import PlanError
 from edgevit.methods import EffiSelect
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
+from edgevit.models.group_scores import Scores
 from edgevit.plan import BlockPlan, Indices, Kind, Plan
 from edgevit.prune.counts import aligned, part, smallest
 from edgevit.prune.rank import highest
 
 
-def effiselect(arch: Arch, plan: Plan, options: EffiSelect, scores: Mapping[str, Tensor]) -> Plan:
+def effiselect(arch: Arch, plan: Plan, options: EffiSelect, scores: Scores) -> Plan:
     """Choose the heads and hidden neurons that stay.
 
     Args:
@@ -104,7 +105,7 @@ def _order(part: tuple[float, int]) -> tuple[float, int]:
     return part[0], -part[1]
 
 
-def _ranked(arch: Arch, options: EffiSelect, scores: Mapping[str, Tensor]) -> dict[Kind, _Ranking]:
+def _ranked(arch: Arch, options: EffiSelect, scores: Scores) -> dict[Kind, _Ranking]:
     """Return the rankings of the kinds that are decided."""
     drops: dict[Kind, float | None] = {"heads": options.heads_drop, "hidden": options.hidden_drop}
     found: dict[Kind, _Ranking] = {}

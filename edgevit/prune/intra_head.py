@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from edgevit.errors import PlanError
 from edgevit.methods import IntraHead
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
+from edgevit.models.group_scores import Scores
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import read_relations
@@ -49,7 +50,7 @@ class Site:
     """Dims per head, or neurons, that there are to keep."""
 
 
-def intra_head(model: SlimViT, plan: Plan, options: IntraHead, scores: Mapping[str, Tensor]) -> Plan:
+def intra_head(model: SlimViT, plan: Plan, options: IntraHead, scores: Scores) -> Plan:
     """Choose the QK and VO dims and the neurons that stay; each head of a block keeps as many dims.
 
     A model whose QK dims cannot be cut (qk-norm, rotary positions) keeps them, and a block whose neurons each
@@ -114,7 +115,7 @@ def _cut_channels(model: SlimViT, plan: Plan, options: IntraHead) -> Plan:
     return dataclasses.replace(plan, channels=channels_kept(model, options.embed_drop, options.align))
 
 
-def _sites(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Mapping[str, Tensor]) -> list[Site]:
+def _sites(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Scores) -> list[Site]:
     qk_stays = "qk_dim" in read_anatomy(arch).refused
     sites = []
     for index, (block, kept) in enumerate(zip(plan.blocks, heads, strict=True)):

@@ -19,6 +19,7 @@ from edgevit.methods import (
     TokenChannels,
     need_images,
 )
+from edgevit.models.group_scores import Scores
 from edgevit.models.layers import SlimViT
 from edgevit.plan import Plan
 from edgevit.progress import Progress
@@ -29,10 +30,6 @@ from edgevit.prune.patch_similarity import patch_similarity
 from edgevit.prune.token_channels import token_channels
 
 _BATCH = 32
-
-
-Scores = Mapping[str, Tensor]
-"""What a method has learnt, by name (`tune/search.py`)."""
 _NOTHING: Mapping[int, Scores] = {}
 
 

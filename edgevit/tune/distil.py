@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgevit.errors import ImagesError
-from edgevit.images import Images, check_labels
+from edgevit.images import Images, required_labels
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import Reduction, reduce_tokens
@@ -76,10 +75,8 @@ def distil(
     """
     target = None
     if options.labels:
-        if images.labels is None:
-            raise ImagesError("labels: the images have none. Name their label column, or learn without (0).")
-        check_labels(images.labels, slim.arch.classes)
-        target = Target(images.labels, slim.arch.classes, options.smoothing)
+        classes = slim.arch.classes
+        target = Target(required_labels(images, classes), classes, options.smoothing)
     seed = options.training.seed
     plain = Plain(images.pixels(), images.preprocess, target)
     views = make_views(plain, options.augment, seed)

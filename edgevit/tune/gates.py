@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgevit.images import Images
+from edgevit.models.group_scores import Scores
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.progress import Progress
 from edgevit.tune.checkpoint import CheckpointFile
-from edgevit.tune.objective import Group, Objective, trained_parameters
-from edgevit.tune.scores import Found, Scores
+from edgevit.tune.objective import Group, Objective, gated_groups
+from edgevit.tune.scores import Found
 from edgevit.tune.supervised import Supervision, cross_entropy, train_supervised_
 
 
@@ -92,15 +93,7 @@ class GatedModel(Objective):
 
     def groups(self) -> tuple[Group, ...]:
         """Return the gates, with their own rate and no weight decay, and what is trained of the model."""
-        names = tuple(trained_parameters(self))
-        gates = tuple(name for name in names if not name.startswith("student."))
-        weights = {name for name in names if name.startswith("student.")}
-        rate = self.options.gate_lr / self.options.supervision.training.lr
-        rest = (
-            Group(tuple(name for name in group.names if name in weights), group.rate, group.decayed)
-            for group in super().groups()
-        )
-        return Group(gates, rate, decayed=False), *rest
+        return gated_groups(self, self.options.gate_lr / self.options.supervision.training.lr)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch: images [B, C, H, W] and wanted probabilities [B, classes] -> []."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -27,10 +28,7 @@ class Objective(nn.Module):
 
     def groups(self) -> tuple[Group, ...]:
         """Return every trained parameter in one group: matrices with weight decay, the rest without."""
-        trained = trained_parameters(self)
-        matrices = tuple(name for name, value in trained.items() if value.dim() >= 2)
-        rest = tuple(name for name, value in trained.items() if value.dim() < 2)
-        return Group(matrices), Group(rest, decayed=False)
+        return _by_decay(trained_parameters(self))
 
     def judge(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return how good the model is for each sample of a batch, higher is better, [B]; here: not known.
@@ -48,6 +46,25 @@ class Objective(nn.Module):
         Args:
             lr: the training's learning rate in this step; a group's own is `rate` times as high.
         """
+
+
+def _by_decay(trained: Mapping[str, nn.Parameter]) -> tuple[Group, Group]:
+    matrices = tuple(name for name, value in trained.items() if value.dim() >= 2)
+    rest = tuple(name for name, value in trained.items() if value.dim() < 2)
+    return Group(matrices), Group(rest, decayed=False)
+
+
+def gated_groups(objective: nn.Module, rate: float) -> tuple[Group, ...]:
+    """Return the groups of an objective that learns gates beside the model that it has as `student`.
+
+    Args:
+        objective: whose trained parameters outside `student` are gates, which have no weight decay.
+        rate: the gates' learning rate as a multiple of the training's.
+    """
+    trained = trained_parameters(objective)
+    weights = {name: value for name, value in trained.items() if name.startswith("student.")}
+    gates = tuple(name for name in trained if name not in weights)
+    return Group(gates, rate, decayed=False), *_by_decay(weights)
 
 
 def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:

@@ -22,7 +22,7 @@ from edgevit.models.group_scores import group_scores
 from edgevit.models.layers import SlimViT
 from edgevit.progress import Progress
 from edgevit.tune.checkpoint import CheckpointFile
-from edgevit.tune.objective import Group, Objective, trained_parameters
+from edgevit.tune.objective import Group, Objective, gated_groups
 from edgevit.tune.scores import Found
 from edgevit.tune.supervised import Supervision, cross_entropy, train_supervised_
 
@@ -73,6 +73,7 @@ class GatedRows(Objective):
     def __init__(self, student: SlimViT, options: RowSearch) -> None:
         super().__init__()
         self.student, self.options = student, options
+        self._rate = options.gate_lr / options.supervision.training.lr
         self.rows = nn.ParameterList(
             nn.Parameter(torch.ones(layer.out_features)) for _, layer in _gated_layers(student)
         )
@@ -84,20 +85,12 @@ class GatedRows(Objective):
 
     def groups(self) -> tuple[Group, ...]:
         """Return the gates, without weight decay and with their own rate, and the model's own groups."""
-        names = trained_parameters(self)
-        gates = tuple(name for name in names if name.startswith("rows."))
-        rate = self.options.gate_lr / self.options.supervision.training.lr
-        rest = (
-            Group(tuple(name for name in group.names if name not in gates), group.rate, group.decayed)
-            for group in super().groups()
-        )
-        return Group(gates, rate, decayed=False), *rest
+        return gated_groups(self, self._rate)
 
     def after_step(self, lr: float) -> None:
         """Take the proximal step of L1: sign(r) max(|r| - lr l1, 0), with the gates' learning rate."""
-        rate = self.options.gate_lr / self.options.supervision.training.lr
         for gates in self.rows:
-            gates.copy_(functional.softshrink(gates, lr * rate * self.options.l1))
+            gates.copy_(functional.softshrink(gates, lr * self._rate * self.options.l1))
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch: images [B, C, H, W] and wanted probabilities [B, classes] -> []."""

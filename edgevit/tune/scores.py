@@ -7,14 +7,11 @@ from typing import NamedTuple
 
 import safetensors
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from edgevit.errors import WeightsError
+from edgevit.models.group_scores import Scores
 from edgevit.models.layers import SlimViT
 from edgevit.tune.loop import Trained
-
-Scores = dict[str, Tensor]
-"""Learnt numbers by name, such as "blocks.0.heads": one for each part that may go."""
 
 
 class Found(NamedTuple):
@@ -38,7 +35,6 @@ def load_scores(path: Path) -> Scores:
         WeightsError: the file is missing or damaged.
     """
     try:
-        scores: Scores = load_file(path)
+        return load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise WeightsError(f"scores {path}: cannot be read ({error}). Build again.") from error
-    return scores

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn import functional
 
-from edgevit.errors import ImagesError
-from edgevit.images import Images, check_labels
+from edgevit.images import Images, required_labels
 from edgevit.models.layers import SlimViT
 from edgevit.progress import Progress
 from edgevit.training import Augment, Training, TrainingKeys
@@ -64,10 +63,8 @@ def train_supervised_(
         TrainingError: the loss is not finite.
         WeightsError: the checkpoint is damaged or of another training.
     """
-    if images.labels is None:
-        raise ImagesError("this training needs labels, and the images have none. Name their label column.")
-    check_labels(images.labels, model.arch.classes)
-    target = Target(images.labels, model.arch.classes, options.smoothing)
+    classes = model.arch.classes
+    target = Target(required_labels(images, classes), classes, options.smoothing)
     plain = Plain(images.pixels(), images.preprocess, target)
     views = make_views(plain, options.augment, options.training.seed)
     with dropping_paths(model, options.drop_path):
