@@ -220,7 +220,8 @@ def describe(error: Exception, runtime: str) -> str:
     if isinstance(error, RefusedError):
         return str(error)
     version = getattr(sys.modules.get(runtime), "__version__", "")
-    return f"{_runtime(runtime).title} {version} failed. Its own words: {' '.join(str(error).split())}"
+    title = _RUNTIMES[runtime].title if runtime in _RUNTIMES else runtime
+    return f"{title} {version} failed. Its own words: {' '.join(str(error).split())}"
 
 
 def _require_one_input(names: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ import os
 import platform
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -54,6 +55,28 @@ class TensorRTError(Exception):
 
 class NotHereError(TensorRTError):
     """No TensorRT module, no CUDA driver, or no device."""
+
+
+_REMEDIES = {
+    "Free memory: lower workspace_mb or the batch, close other programs, add swap": (
+        "out of memory", "outofmemory", "requested amount of gpu memory", "insufficient memory",
+    ),
+    "Install or update NVIDIA's driver: this TensorRT finds none that is new enough": (
+        "cuda initialization failure with error: 35", "driver version is insufficient",
+        "unsupported by the driver",
+    ),
+    "Check with nvidia-smi that a GPU is there and that this user may see it (CUDA_VISIBLE_DEVICES)": (
+        "cuda initialization failure with error: 100", "no cuda-capable device",
+    ),
+}  # fmt: skip
+"""What to do, and the words of TensorRT or of the CUDA driver that call for it, in lower case."""
+
+
+def remedy(text: str) -> str:
+    """Return what to do about a failure, a sentence behind a full stop; empty where its words say nothing."""
+    lower = text.lower()
+    found = [what for what, signs in _REMEDIES.items() if any(sign in lower for sign in signs)]
+    return "".join(f". {what}" for what in found)
 
 
 # TensorRT's module, its log
@@ -109,7 +132,7 @@ class Log:
     def failure(self, what: str) -> TensorRTError:
         """Return an error with what was logged last."""
         said = "\n  ".join(self.lines) or "(it logged nothing)"
-        return TensorRTError(f"{what}. TensorRT's log:\n  {said}")
+        return TensorRTError(f"{what}{remedy(what + said)}. TensorRT's log:\n  {said}")
 
 
 # Parsing
@@ -269,12 +292,14 @@ def configure(trt: ModuleType, builder: Any, network: Any, options: BuildOptions
 
 
 _FLAG_HELP = "Leave the option out, or use a newer TensorRT."
-_WEAK_FLAGS = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
+WEAK_FLAGS = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
+"""What TensorRT may compute in beside fp32, where types do not decide: its builder's flags, and in lower case
+trtexec's options."""
 
 
 def builder_flags(trt: ModuleType, options: BuildOptions) -> list[str]:
     """Return the names of the flags to set; those of precisions only where types do not decide."""
-    flags = [] if is_strongly_typed(trt) else list(_WEAK_FLAGS[options.precision])
+    flags = [] if is_strongly_typed(trt) else list(WEAK_FLAGS[options.precision])
     if options.version_compatible:
         flags.append("VERSION_COMPATIBLE")
     if options.pinned:
@@ -312,7 +337,8 @@ def _set_compute_capabilities(trt: ModuleType, config: Any, capabilities: Sequen
         if sm_name(one) not in known:
             offered = ", ".join(name for name in known if name.startswith("SM"))
             raise TensorRTError(
-                f"{trt.__name__} {trt.__version__} builds for {offered}, not for compute capability {one}"
+                f"{trt.__name__} {trt.__version__} builds for {offered}, not for compute capability {one}."
+                " Take it out of the target's compute_capabilities, or use a newer version"
             )
     config.num_compute_capabilities = len(capabilities)
     for index, one in enumerate(capabilities):
@@ -329,7 +355,8 @@ def _set_timing_cache(config: Any, known: bytes, log: Log) -> Any:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         raise log.failure(
-            f"the timing cache ({len(known)} bytes) is truncated, or of another GPU or version: remove it"
+            f"the timing cache ({len(known)} bytes) is truncated, or of another GPU or version. Remove it:"
+            " the build then times its kernels anew"
         )
     return cache
 
@@ -374,7 +401,11 @@ _CAPTURE_THIS_THREAD = 1
 
 
 class Cuda:
-    """The first CUDA device, one stream on it, and the driver's functions that running an engine takes."""
+    """The first CUDA device, one stream on it, and the driver's functions that running an engine takes.
+
+    A context manager, or `close` it: that gives back the stream. The device's primary context stays with the
+    process, as CUDA's own runtime keeps it: TensorRT works in it, too.
+    """
 
     def __init__(self, library: str = "libcuda.so.1") -> None:
         try:
@@ -391,15 +422,34 @@ class Cuda:
             "cuStreamCreate", ctypes.byref(self.stream), ctypes.c_uint(1)
         )  # not tied to the default one
 
+    def __enter__(self) -> Cuda:
+        """Return the device itself."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Give back the stream."""
+        self.close()
+
+    def close(self) -> None:
+        """Give back the stream; twice does nothing."""
+        if self.stream.value is not None:
+            self._call("cuStreamDestroy", self.stream)
+            self.stream = ctypes.c_void_p()
+
     def _call(self, name: str, *arguments: Any) -> None:
         """Call the driver; every argument is a ctypes value, as a bare int would be cut to 32 bits."""
-        code = getattr(self._driver, _VERSIONED.get(name, name))(*arguments)
+        exported = _VERSIONED.get(name, name)
+        try:
+            function = getattr(self._driver, exported)
+        except AttributeError as exc:
+            raise NotHereError(f"the CUDA driver has no {exported}: it is too old. Update NVIDIA's") from exc
+        code = function(*arguments)
         if code:
             words = ctypes.c_char_p()
             self._driver.cuGetErrorString(ctypes.c_int(code), ctypes.byref(words))
             said = (words.value or b"unknown error").decode()
             kind = NotHereError if name in ("cuInit", "cuDeviceGet") else TensorRTError
-            raise kind(f"CUDA driver: {name} failed with {code} ({said})")
+            raise kind(f"CUDA driver: {name} failed with {code} ({said}){remedy(said)}")
 
     def describe(self) -> dict[str, str]:
         """Say what device and driver these are."""
@@ -518,6 +568,7 @@ class Engine:
         if self._engine is None:
             raise self._log.failure(f"the engine ({len(data)} bytes) does not load with {trt.__version__}")
         self._cache: Any = None
+        """Of TensorRT-RTX: the kernels for this card."""
         self._context = self._open_context(runtime_cache)
         if self._context is None:
             raise self._log.failure("no execution context")
@@ -578,27 +629,33 @@ class Engine:
         if self._graph is not None:
             self._cuda.launch(self._graph)
         else:
-            self._execute()
+            self._execute(self._context)
 
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(int(self._cuda.stream.value or 0)):
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(int(self._cuda.stream.value or 0)):
             raise self._log.failure("the engine did not run")
+
+    def _bind(self, context: Any, shape: tuple[int, ...]) -> None:
+        """Tell a context the input's shape and where the tensors lie, as far as there is room for them."""
+        if not context.set_input_shape(self.input_name, shape):
+            raise self._log.failure(f"the engine takes no input of shape {list(shape)}")
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, int(buffer.device.value))
 
     def _fit(self, shape: tuple[int, ...]) -> None:
         """Make room for inputs of another shape, and record the run as a CUDA graph."""
         self.release()
-        if not self._context.set_input_shape(self.input_name, shape):
-            raise self._log.failure(f"the engine takes no input of shape {list(shape)}")
+        self._bind(self._context, shape)
         for name in self._names:
-            count = 1
-            for size in self._context.get_tensor_shape(name):
-                count *= int(size)
+            count = math.prod(int(size) for size in self._context.get_tensor_shape(name))
             self._buffers[name] = self._cuda.buffer(4 * count)
-            self._context.set_tensor_address(name, int(self._buffers[name].device.value))
-        self._execute()  # TensorRT sets up what depends on shapes in the first run, which no graph may hold
+        self._bind(self._context, shape)
+        # TensorRT sets up what depends on shapes in the first run, which no graph may hold.
+        self._execute(self._context)
         self._cuda.synchronise()
         try:
-            self._graph, self.graph_words = self._cuda.capture(self._execute), "yes"
+            self._graph = self._cuda.capture(lambda: self._execute(self._context))
+            self.graph_words = "yes"
         except TensorRTError as error:
             self.graph_words = f"no: {error}"
         self._fits = shape
@@ -618,18 +675,25 @@ class Engine:
         return read_layers(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def layer_ms(self, runs: int) -> dict[str, float]:
-        """Return the mean time of each layer in milliseconds; the layers run one by one for it."""
+        """Return the mean time of each layer in milliseconds; the layers run one by one for it.
+
+        The shape is that of the last run. TensorRT never lets go of a profiler, and a profiled context is
+        slower: so this is a context of its own, gone afterwards.
+        """
         times: dict[str, float] = {}
 
         class _Profiler(self._trt.IProfiler):  # type: ignore[name-defined, misc]
             def report_layer_time(self, name: str, ms: float) -> None:
                 times[name] = times.get(name, 0.0) + ms / runs
 
-        self._context.profiler = profiler = _Profiler()
+        context = self._open_context(self.runtime_cache())
+        if context is None:
+            raise self._log.failure("no second execution context for the times of layers")
+        context.profiler = _Profiler()
+        self._bind(context, self._fits or ())
         for _ in range(runs):
-            self._execute()
+            self._execute(context)
             self._cuda.synchronise()
-        del profiler
         return times
 
 
@@ -668,6 +732,7 @@ def _tensor_type(tensor: dict[str, Any]) -> str:
 
 # Engines on disk
 
+GRAPH = "model.onnx"
 ENGINE = "model.engine"
 TIMING_CACHE = "timing.cache"
 RUNTIME_CACHE = "runtime.cache"
@@ -694,12 +759,15 @@ def require_fit(facts: dict[str, str], trt: ModuleType, device: dict[str, str]) 
     same = built.split(".")[0] == here.split(".")[0] if options.get("version_compatible") else built == here
     if not same:
         raise TensorRTError(f"the engine was built by TensorRT {built}, here is {here}: build it anew here")
-    capability, mine = facts.get("compute_capability"), device["compute_capability"]
+    # TensorRT builds for the GPU that is there, TensorRT-RTX for all that its target names.
+    told = facts.get("compute_capabilities") or facts.get("compute_capability")
+    mine = device["compute_capability"]
     portable = options.get("hardware_compatible", "none") == "ampere+" and float(mine) >= 8.0
-    if capability is not None and capability != mine and not portable:
+    if told is not None and mine not in told.split(", ") and not portable:
+        anew = f"add {mine} to the target's compute_capabilities and build" if is_rtx(trt) else "build"
         raise TensorRTError(
-            f"the engine was built for compute capability {capability}; this GPU has {mine}:"
-            " build it anew on a GPU of this kind"
+            f"the engine was built for compute capability {told}; this GPU ({device['name']}) has {mine}:"
+            f" {anew} it anew{'' if is_rtx(trt) else ' on a GPU of this kind'}"
         )
 
 
@@ -707,7 +775,12 @@ def require_fit(facts: dict[str, str], trt: ModuleType, device: dict[str, str]) 
 
 KIT = "kit.json"
 REPORT = "board-report.json"
-_LEAD_RUNS, _BURST_RUNS, _BURST_NS, _BURSTS = 3, 10, 5_000_000, 10
+SCHEMA = 1
+"""Of both files."""
+SIDES = ("dense", "slim")
+"""The two models of a kit."""
+LEAD_RUNS, LEAD_S = 2, 0.002
+BURST_RUNS, BURST_S, MIN_BURSTS, OVERTIME = 10, 0.005, 10, 10
 """As in edgevit's board.py, which says why: bursts of two engines side by side, each after untimed runs."""
 
 
@@ -722,27 +795,46 @@ def run_kit(folder: Path, say: Callable[[str], None]) -> dict[str, object]:
         TensorRTError: no TensorRT or device here, a file that is not the kit's, or too little memory.
     """
     text = (folder / KIT).read_bytes()
-    kit: dict[str, Any] = json.loads(text)
-    trt, cuda = import_tensorrt(kit["runtime"]), Cuda()
+    kit = _read_kit(folder / KIT, text)
+    trt = import_tensorrt(kit["runtime"])
+    with Cuda() as cuda:
+        require_memory(kit["options"]["workspace_mb"], cuda, f"workspace_mb in {KIT}")
+        images = _read_tensor(folder, kit["images"])
+        return {
+            "schema": SCHEMA,
+            "kit_sha256": sha256_of(text),
+            "version": str(trt.__version__),
+            "expected_versions": kit["versions"],
+            "device": cuda.describe(),
+            "board": read_board(),
+            "candidates": [
+                _run_candidate(folder, kit, one, (trt, cuda), images, say) for one in kit["candidates"]
+            ],
+        }
+
+
+def _read_kit(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        kit = json.loads(text)
+    except ValueError as exc:
+        raise TensorRTError(f"{path}: damaged ({exc}). Copy the whole kit anew") from exc
+    if not isinstance(kit, dict) or kit.get("schema") != SCHEMA:
+        raise TensorRTError(f"{path}: expected a kit of schema {SCHEMA}. Copy the whole kit anew")
+    return kit
+
+
+def require_memory(workspace_mb: int, cuda: Cuda, setting: str) -> None:
+    """Refuse to begin a build that a device has no room for.
+
+    Raises:
+        TensorRTError: less memory is free than the workspace that a layer may take; `setting` says where.
+    """
     free_mb, total_mb = cuda.memory_mb()
-    workspace_mb = kit["options"]["workspace_mb"]
     if workspace_mb > free_mb:
         raise TensorRTError(
             f"expected {workspace_mb} MiB of memory for the workspace, of {total_mb} MiB are {free_mb} free."
-            f" Close other programs, add swap, or lower workspace_mb in {KIT}"
+            f" Close other programs, add swap, or lower {setting}"
         )
-    images = _read_tensor(folder, kit["images"])
-    return {
-        "schema": 1,
-        "kit_sha256": sha256_of(text),
-        "version": str(trt.__version__),
-        "expected_versions": kit["versions"],
-        "device": cuda.describe(),
-        "board": read_board(),
-        "candidates": [
-            _run_candidate(folder, kit, one, (trt, cuda), images, say) for one in kit["candidates"]
-        ],
-    }
 
 
 def _run_candidate(
@@ -756,9 +848,10 @@ def _run_candidate(
     """Build and load both sides of one precision, compare and time them; a failure is part of the answer."""
     precision, shape = candidate["precision"], tuple(kit["images"]["batch"])
     answer: dict[str, object] = {"precision": precision}
+    engines: dict[str, Engine] = {}
+    facts: dict[str, dict[str, str]] = {}
     try:
-        engines, facts = {}, {}
-        for side in ("dense", "slim"):
+        for side in SIDES:
             say(f"{precision}, {side}: building")
             where = folder / candidate[side]["folder"]
             engines[side], facts[side] = _open_engine(where, kit, candidate, side, here)
@@ -769,7 +862,7 @@ def _run_candidate(
             for side, engine in engines.items()
         }
         say(f"{precision}: timing")
-        pair = [engines["dense"], engines["slim"]]
+        pair = [engines[side] for side in SIDES]
         answer["taken"] = take_times(pair, images, shape, kit["timing"])
         answer["gpu_ms"] = {side: engine.gpu_ms(100) for side, engine in engines.items()}
         answer["cuda_graph"] = {side: engine.graph_words for side, engine in engines.items()}
@@ -779,9 +872,11 @@ def _run_candidate(
         answer["layer_ms"] = {side: engine.layer_ms(10) for side, engine in engines.items()}
         for side, engine in engines.items():
             _keep(folder / candidate[side]["folder"] / RUNTIME_CACHE, engine.runtime_cache())
-            engine.release()
     except TensorRTError as error:
         answer["failed"] = str(error)
+    finally:
+        for engine in engines.values():
+            engine.release()
     return answer
 
 
@@ -795,7 +890,7 @@ def _open_engine(
         data = _read_checked(file, candidate[side]["engine_sha256"])
         facts = dict(candidate[side]["facts"])
     else:
-        onnx = where / "model.onnx"
+        onnx = where / GRAPH
         _read_checked(onnx, candidate[side]["onnx_sha256"])
         options = _options({**kit["options"], "precision": candidate["precision"]})
         built = build(trt, onnx, options, cache.read_bytes() if cache.is_file() else b"")
@@ -816,7 +911,10 @@ def _keep(path: Path, data: bytes) -> None:
 def _read_checked(path: Path, sha256: str) -> bytes:
     data = path.read_bytes() if path.is_file() else b""
     if sha256_of(data) != sha256:
-        raise TensorRTError(f"{path}: expected the kit's file ({sha256[:12]}), got {len(data)} other bytes")
+        found = f"got {len(data)} other bytes" if path.is_file() else "found none"
+        raise TensorRTError(
+            f"{path}: expected the kit's file ({sha256[:12]}), {found}. Copy the whole kit anew"
+        )
     return data
 
 
@@ -833,7 +931,10 @@ def _compare(engine: Engine, images: bytes, shape: tuple[int, ...], expected: by
     wanted = array("f")
     wanted.frombytes(expected)
     if len(wanted) != len(got):
-        raise TensorRTError(f"expected {len(wanted)} logits, got {len(got)}")
+        raise TensorRTError(
+            f"expected {len(wanted)} logits as stored, the engine gave {len(got)}: one is of another model."
+            " Copy the whole kit anew"
+        )
     classes = engine.output_shape()[-1]
     differences = [abs(a - b) for a, b in zip(wanted, got)]
     rows = range(0, len(got), classes)
@@ -863,37 +964,45 @@ def take_times(
     first = images[: 4 * math.prod(shape)]
     address, order = _address(first), random.Random(0)
     firsts, typical = zip(*(_warm_up(one, address, shape, timing["warmup_s"]) for one in engines))
-    runs = _runs_of_burst(sum(typical), timing)
+    runs = plan_burst(sum(typical) / 1e9, timing)
     taken: list[list[list[int]]] = [[] for _ in engines]
     begin = time.perf_counter_ns()
-    while not _enough(taken[0], runs, time.perf_counter_ns() - begin, timing):
+    while not is_enough(len(taken[0]), runs, (time.perf_counter_ns() - begin) / 1e9, timing):
         for index in order.sample(range(len(engines)), len(engines)):
-            for _ in range(_LEAD_RUNS):
-                engines[index].run(address, shape)
-            taken[index].append([_time_run(engines[index], address, shape) for _ in range(runs)])
+            taken[index].append(_time_burst(engines[index], address, shape, runs))
     return {"first_ns": list(firsts), "bursts_ns": taken, "runs_per_burst": runs}
 
 
-def _warm_up(engine: Engine, address: int, shape: tuple[int, ...], seconds: float) -> tuple[int, int]:
+def _warm_up(engine: Engine, address: int, shape: tuple[int, ...], seconds: float) -> tuple[int, float]:
     """Return the first run and a typical one, in ns."""
-    begin, times = time.perf_counter_ns(), [_time_run(engine, address, shape)]
-    while len(times) < _LEAD_RUNS or time.perf_counter_ns() - begin < seconds * 1e9:
+    begin = time.perf_counter_ns()
+    times: list[int] = []
+    while len(times) <= LEAD_RUNS or time.perf_counter_ns() - begin < seconds * 1e9:
         times.append(_time_run(engine, address, shape))
-    return times[0], max(1, sorted(times[1:])[len(times[1:]) // 2])
+    return times[0], max(1.0, statistics.median(times[1:]))
 
 
-def _runs_of_burst(both_ns: int, timing: dict[str, Any]) -> int:
-    room = int(timing["seconds"] * 1e9 / _BURSTS / both_ns) - _LEAD_RUNS
-    wanted = min(max(_BURST_RUNS, -(-_BURST_NS // both_ns)), room)
-    fewest, most = -(-timing["min_samples"] // _BURSTS), timing["max_samples"] // _BURSTS
-    return int(min(max(wanted, fewest), most))
+def plan_burst(run_s: float, timing: dict[str, Any]) -> int:
+    """Return how many timed runs a burst has; as in board.py."""
+    wanted = max(BURST_RUNS, math.ceil(BURST_S / run_s))
+    room = math.floor(timing["seconds"] / MIN_BURSTS / run_s) - LEAD_RUNS
+    fewest, most = math.ceil(timing["min_samples"] / MIN_BURSTS), timing["max_samples"] // MIN_BURSTS
+    return int(min(max(min(wanted, room), fewest), most))
 
 
-def _enough(bursts: Sequence[list[int]], runs: int, spent_ns: int, timing: dict[str, Any]) -> bool:
-    count = len(bursts) * runs
-    if len(bursts) < _BURSTS or count < timing["min_samples"]:
-        return bool(spent_ns > 10e9 * timing["seconds"])
-    return bool(spent_ns > timing["seconds"] * 1e9 or count >= timing["max_samples"])
+def is_enough(bursts: int, runs: int, spent_s: float, timing: dict[str, Any]) -> bool:
+    """Say whether timing ends; as in board.py."""
+    count, seconds = bursts * runs, timing["seconds"]
+    done = spent_s >= seconds and count >= timing["min_samples"] and bursts >= MIN_BURSTS
+    return bool(done or count >= timing["max_samples"] or spent_s >= OVERTIME * seconds)
+
+
+def _time_burst(engine: Engine, address: int, shape: tuple[int, ...], runs: int) -> list[int]:
+    begin, lead = time.perf_counter_ns(), 0
+    while lead < LEAD_RUNS or time.perf_counter_ns() - begin < LEAD_S * 1e9:
+        engine.run(address, shape)
+        lead += 1
+    return [_time_run(engine, address, shape) for _ in range(runs)]
 
 
 def _time_run(engine: Engine, address: int, shape: tuple[int, ...]) -> int:
@@ -926,10 +1035,13 @@ def _kit_command(folder: Path) -> int:
 
     try:
         report = run_kit(folder, say)
+        (folder / REPORT).write_text(json.dumps(report) + "\n")
     except TensorRTError as error:
         say(f"run.py: {error}")
         return 6 if isinstance(error, NotHereError) else 1
-    (folder / REPORT).write_text(json.dumps(report) + "\n")
+    except OSError as error:
+        say(f"run.py: {error}. The kit needs a folder that can be written, with room for its engines")
+        return 1
     failed = [one for one in report["candidates"] if "failed" in one]  # type: ignore[attr-defined]
     for one in failed:
         say(f"{one['precision']} failed: {one['failed']}")

@@ -19,6 +19,9 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+FAKE_DRIVER = ("-shared", "-fPIC", "-w", str(Path(__file__).parent / "fake_cuda.c"))
+"""What a C compiler makes the fake CUDA driver of."""
+
 # Waking a second thread takes longer than the work on tensors this small. Processes that tests start inherit
 # it: float sums, and so the weights of a build, are equal to the last bit only for one number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -77,6 +80,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = Counter(_skip_reason(report) for report in terminalreporter.getreports("skipped"))
     for reason, count in counts.most_common():
         terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compile the fake CUDA driver, connect it with the fake TensorRT, and return its path."""
+    import ctypes
+    import shutil
+    import subprocess
+
+    import fake_tensorrt
+
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the fake driver")
+    out = tmp_path_factory.mktemp("driver") / "libcuda.so"
+    subprocess.run(["cc", *FAKE_DRIVER, "-o", str(out)], check=True)
+    ctypes.CDLL(str(out)).tell(fake_tensorrt.HEAR)
+    return str(out)
+
+
+@pytest.fixture
+def fake_gpu(fake_driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engine.py and the backend find the fake driver and the fake TensorRT."""
+    import fake_tensorrt
+
+    from edgevit import engine
+    from edgevit.backends import tensorrt
+
+    real = engine.Cuda
+    for module in (engine, tensorrt):
+        monkeypatch.setattr(module, "import_tensorrt", lambda runtime: fake_tensorrt)
+        monkeypatch.setattr(module, "Cuda", lambda: real(fake_driver))
 
 
 @pytest.fixture

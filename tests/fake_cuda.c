@@ -3,16 +3,20 @@
 #include <string.h>
 
 typedef unsigned long long ptr;
-static long captured, launched, buffers;
+static long captured, launched, buffers, streams;
 /* What was recorded is told by number: once when recording ends, and at each launch. */
 static void (*told)(long graph, int launch);
 void tell(void (*f)(long, int)) { told = f; }
 
-int cuInit(unsigned f) { return f; }
+#ifndef INIT
+#define INIT 0
+#endif
+int cuInit(unsigned f) { return f + INIT; }
 int cuDeviceGet(int *d, int n) { *d = n; return 0; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { *c = (void *)0x1122334455667788; return d; }
 int cuCtxSetCurrent(void *c) { return c != (void *)0x1122334455667788; }
-int cuStreamCreate(void **s, unsigned f) { *s = (void *)0x7766554433221100; return f != 1; }
+int cuStreamCreate(void **s, unsigned f) { *s = (void *)0x7766554433221100; streams++; return f != 1; }
+int cuStreamDestroy_v2(void *s) { streams--; return s != (void *)0x7766554433221100; }
 int cuStreamSynchronize(void *s) { return s != (void *)0x7766554433221100; }
 int cuDeviceGetName(char *n, int l, int d) { strncpy(n, "fake GPU", l); return d; }
 int cuDriverGetVersion(int *v) { *v = 12060; return 0; }
@@ -35,5 +39,5 @@ int cuEventRecord(void *e, void *s) { return 0; }
 int cuEventSynchronize(void *e) { return 0; }
 int cuEventElapsedTime(float *m, void *a, void *b) { *m = 1.5f; return 0; }
 int cuEventDestroy_v2(void *e) { return 0; }
-int cuGetErrorString(int c, const char **w) { *w = "made up"; return 0; }
-int counted(int what) { return what == 0 ? buffers : what == 1 ? captured : launched; }
+int cuGetErrorString(int c, const char **w) { *w = c == 100 ? "no CUDA-capable device is detected" : "made up"; return 0; }
+int counted(int what) { return what == 0 ? buffers : what == 1 ? captured : what == 2 ? launched : streams; }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __version__ = "10.3.0"
 CLASSES = 3
-_executed: list[Context] = []
+executed: list[Context] = []
 _recorded: dict[int, Context] = {}
 
 
@@ -21,7 +21,11 @@ def hear_driver(graph: int, launch: int) -> None:
     if launch:
         _recorded[graph].execute()
     else:
-        _recorded[graph] = _executed[-1]
+        _recorded[graph] = executed[-1]
+
+
+HEAR = ctypes.CFUNCTYPE(None, ctypes.c_long, ctypes.c_int)(hear_driver)
+"""`hear_driver` for C."""
 
 
 class TensorIOMode(enum.Enum):
@@ -193,7 +197,7 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 0x7766554433221100
-        _executed.append(self)
+        executed.append(self)
         self.execute()
         return True
 

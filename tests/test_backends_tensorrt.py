@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from small_onnx import write_classifier
 
 from edgevit.backends import get_backend
 from edgevit.backends.graph_precision import graph_precision, require_graph_precision
+from edgevit.backends.preflight import ask_process
 from edgevit.backends.tensorrt import TensorRT, build_options, read_side_file
 from edgevit.engine import BuildOptions
 from edgevit.errors import BackendError, BackendUnavailableError
@@ -160,3 +164,86 @@ def test_graph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(BackendError, match=r"model\.onnx: cannot be read as ONNX"):
         graph_precision(tmp_path / "model.onnx")
+
+
+def write_engine(folder: Path, **facts: str) -> Path:
+    (folder / "model.engine").write_bytes(b"engine")
+    known = {"version": "10.3.0", "compute_capability": "8.7", **facts}
+    (folder / "model.engine.json").write_text(json.dumps(known))
+    return folder / "model.engine"
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_engine_is_loaded_and_run_and_gives_back_what_it_held(tmp_path: Path, fake_driver: str) -> None:
+    counted = ctypes.CDLL(fake_driver).counted
+    held = counted(0), counted(3)
+    batch = np.arange(12, dtype=np.float32).reshape(2, 6)
+    with get_backend("tensorrt").load(write_engine(tmp_path), GPU, "fp32") as session:
+        assert (session.input_shape, session.output_names) == ((2, 6), ("logits",))
+        assert np.array_equal(session.run(batch), batch.reshape(2, 3, 2).sum(-1))
+        assert session.device() == {
+            "version": "10.3.0", "cuda_graph": "yes", "layers_put_out": "fp32", "name": "fake GPU",
+            "compute_capability": "8.7", "cuda_driver": "12.6",
+        }  # fmt: skip
+        with pytest.raises(BackendError, match=r"expected a float32 batch of shape \[2, 6\]"):
+            session.run(batch[:1])
+    assert (counted(0), counted(3)) == held
+    with pytest.raises(ValueError, match="this session was left"):
+        session.run(batch)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (
+            {"version": "8.6.1"},
+            r"model\.engine: the engine was built by TensorRT 8\.6\.1, here is 10\.3\.0: build",
+        ),
+        ({"compute_capability": "7.2"}, r"built for compute capability 7\.2; this GPU \(fake GPU\) has 8\.7"),
+    ],
+)
+def test_engine_that_does_not_fit_is_refused_and_nothing_stays_open(
+    tmp_path: Path, fake_driver: str, facts: dict[str, str], message: str
+) -> None:
+    held = ctypes.CDLL(fake_driver).counted(3)
+    with pytest.raises(BackendError, match=message):
+        get_backend("tensorrt").load(write_engine(tmp_path, **facts), GPU, "fp32")
+    assert ctypes.CDLL(fake_driver).counted(3) == held
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_build_that_the_gpu_has_no_room_for_says_what_to_lower(tmp_path: Path) -> None:
+    target = GPU.model_copy(update={"tensorrt": TensorRTOptions(workspace_mb=4096)})
+    path = write_classifier(tmp_path / "model.onnx")
+    with pytest.raises(
+        BackendError, match=r"gpu: expected 4096 MiB .* 3000 free.*lower tensorrt\.workspace_mb"
+    ):
+        get_backend("tensorrt").build(path, target, "fp32", tmp_path / "out")
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_complaint_about_kernel_times_names_the_users_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "the timing cache (9 bytes) is truncated. Remove it"
+    monkeypatch.setattr(
+        "edgevit.backends.tensorrt.ask_process", lambda arguments: {"answer": "failed", "words": words}
+    )
+    options = TensorRTOptions(timing_cache=str(tmp_path / "mine.cache"))
+    path = write_classifier(tmp_path / "model.onnx")
+    with pytest.raises(BackendError, match=r"is truncated\. Remove it\n  The timing cache is .*mine\.cache"):
+        get_backend("tensorrt").build(
+            path, GPU.model_copy(update={"tensorrt": options}), "fp32", tmp_path / "out"
+        )
+
+
+@pytest.mark.tensorrt
+def test_build_of_8_without_a_driver_says_what_to_install(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "model.onnx")
+    answer = ask_process(
+        ["build", "tensorrt", str(path), json.dumps(asdict(BuildOptions("fp32"))), str(tmp_path)],
+        env_of("8.6"),
+    )
+    assert answer["answer"] == "failed"
+    assert "Install or update NVIDIA's driver" in str(answer["words"])

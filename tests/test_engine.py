@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from real_tensorrt import VERSIONS, env_of
 
-from edgevit import engine
-from edgevit.engine import Layer, TensorRTError, read_layers, require_fit
+from edgevit import board, engine
+from edgevit.engine import Layer, TensorRTError, read_layers, remedy, require_fit
 
 CHECKOUT = Path(engine.__file__).parents[1]
 CLASS_OF = {
@@ -25,6 +25,7 @@ CLASS_OF = {
     "image": "ITensor",
     "self._engine": "ICudaEngine",
     "self._context": "IExecutionContext",
+    "context": "IExecutionContext",
     "self._runtime": "Runtime",
 }
 """What the names in engine.py stand for, of TensorRT's classes."""
@@ -114,7 +115,14 @@ DEVICE = {"name": "some GPU", "compute_capability": "8.7", "cuda_driver": "12.6"
 class FakeModule:
     """A version number where a module is wanted; a fake, for what is decided by that number alone."""
 
+    __name__ = "tensorrt"
     __version__ = "10.3.0"
+
+
+class FakeRtx(FakeModule):
+    """The same for TensorRT-RTX."""
+
+    __name__ = "tensorrt_rtx"
 
 
 @pytest.mark.parametrize(
@@ -124,32 +132,78 @@ class FakeModule:
         ({"version": "10.9.0", "options": '{"version_compatible": false}'}, "built by TensorRT 10.9.0"),
         (
             {"version": "10.3.0", "compute_capability": "7.2"},
-            r"built for compute capability 7\.2; this GPU has 8\.7",
+            r"built for compute capability 7\.2; this GPU \(some GPU\) has 8\.7: build it anew on a GPU of",
+        ),
+        (
+            {"version": "10.3.0", "compute_capabilities": "8.6, 8.9"},
+            r"built for compute capability 8\.6, 8\.9; this GPU \(some GPU\) has 8\.7",
         ),
     ],
 )
 def test_engine_of_another_version_or_gpu_is_refused(facts: dict[str, str], message: str) -> None:
     with pytest.raises(TensorRTError, match=message):
-        require_fit(facts, FakeModule, DEVICE)  # type: ignore[arg-type]
+        require_fit(facts, FakeModule(), DEVICE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "facts",
     [
         {"version": "10.3.0", "compute_capability": "8.7"},
+        {"version": "10.3.0", "compute_capabilities": "8.6, 8.7"},
         {"version": "10.1.0", "options": '{"version_compatible": true}'},
         {"version": "10.3.0", "compute_capability": "8.6", "options": '{"hardware_compatible": "ampere+"}'},
     ],
 )
 def test_engine_that_fits_is_taken_and_one_of_another_version_is_not(facts: dict[str, str]) -> None:
-    require_fit(facts, FakeModule, DEVICE)  # type: ignore[arg-type]
+    require_fit(facts, FakeModule(), DEVICE)  # type: ignore[arg-type]
     with pytest.raises(TensorRTError, match=r"built by TensorRT 8\.6\.1, here is 10\.3\.0"):
-        require_fit(facts | {"version": "8.6.1"}, FakeModule, DEVICE)  # type: ignore[arg-type]
+        require_fit(facts | {"version": "8.6.1"}, FakeModule(), DEVICE)  # type: ignore[arg-type]
 
 
 def test_engine_without_a_side_file_is_refused_in_words_of_its_own() -> None:
     with pytest.raises(TensorRTError, match=r"no side file that says .*here is 10\.3\.0: build it anew"):
-        require_fit({}, FakeModule, DEVICE)  # type: ignore[arg-type]
+        require_fit({}, FakeModule(), DEVICE)  # type: ignore[arg-type]
+
+
+def test_rtx_engine_for_other_cards_says_what_to_add_to_the_target() -> None:
+    facts = {"version": "10.3.0", "compute_capabilities": "8.6, 12.0"}
+    with pytest.raises(
+        TensorRTError, match=r"add 8\.7 to the target's compute_capabilities and build it anew"
+    ):
+        require_fit(facts, FakeRtx(), DEVICE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("said", "todo"),
+    [
+        ("Requested amount of GPU memory (8 GiB) could not be allocated", "lower workspace_mb or the batch"),
+        ("CUDA driver: cuMemAlloc failed with 2 (out of memory)", "lower workspace_mb or the batch"),
+        ("CUDA initialization failure with error: 35", "Install or update NVIDIA's driver"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "Install or update NVIDIA's driver"),
+        ("cuInit failed with 100 (no CUDA-capable device is detected)", "Check with nvidia-smi"),
+    ],
+)
+def test_known_words_of_a_failure_say_what_to_do(said: str, todo: str) -> None:
+    assert todo in remedy(said)
+    assert remedy("no kernel for blocks.0") == ""
+
+
+def test_protocol_of_timing_is_that_of_the_other_runtimes() -> None:
+    names = ("LEAD_RUNS", "LEAD_S", "BURST_RUNS", "BURST_S", "MIN_BURSTS", "OVERTIME")
+    assert {name: getattr(engine, name) for name in names} == {name: getattr(board, name) for name in names}
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("run_s", [1e-5, 3.7e-4, 0.02, 1.5])
+def test_bursts_are_planned_and_ended_as_on_the_other_runtimes(run_s: float, seconds: float) -> None:
+    timing = {"warmup_s": 1.0, "seconds": seconds, "min_samples": 50, "max_samples": 2000}
+    budget = board.TimeBudget(1.0, seconds, 50, 2000)
+    runs = engine.plan_burst(run_s, timing)
+    assert runs == board.plan_burst(run_s, budget)
+    for bursts in (1, 9, 10, 11, 500):
+        for spent_s in (0.0, 0.99 * seconds, seconds, 9 * seconds, 10 * seconds):
+            ended = board._share_done(bursts, runs, spent_s, budget) >= 1.0
+            assert engine.is_enough(bursts, runs, spent_s, timing) == ended, (bursts, spent_s)
 
 
 def test_layers_of_an_inspector_are_read_in_each_version() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgevit.backends.base import Session, require_batch
 from edgevit.board import Model, Options, Shape, describe, load_model
+from edgevit.engine import TensorRTError
 from edgevit.errors import BackendError
 
 Advice = Callable[[Path, str], str]
@@ -27,7 +28,7 @@ def open_session(artefact: Path, options: Options, advice: Advice) -> Session:
     """
     with runtime_errors(options.runtime, artefact, advice):
         model = load_model(artefact, options)
-    return _Session(artefact, model, lambda exc: _as_backend_error(options.runtime, artefact, exc, advice))
+    return ModelSession(artefact, model, options.runtime, advice)
 
 
 @contextmanager
@@ -42,17 +43,39 @@ def runtime_errors(runtime: str, path: Path, advice: Advice) -> Iterator[None]:
 
 
 def _as_backend_error(runtime: str, path: Path, error: Exception, advice: Advice) -> BackendError:
+    if isinstance(error, TensorRTError):  # engine.py's own words, which say what to do
+        return BackendError(f"{path}: {error}")
     text = describe(error, runtime)
     return BackendError(f"{path}: {text}{advice(path, text)}")
 
 
-class _Session:
-    """A loaded model that refuses a batch that it does not take."""
+def _nothing() -> None:
+    """Free nothing more: most models go when the last reference does."""
 
-    def __init__(self, artefact: Path, model: Model, failure: Callable[[Exception], BackendError]) -> None:
+
+class ModelSession:
+    """A loaded model that refuses a batch that it does not take; see `Session`."""
+
+    def __init__(
+        self,
+        artefact: Path,
+        model: Model,
+        runtime: str,
+        advice: Advice,
+        close: Callable[[], None] = _nothing,
+    ) -> None:
+        """Take over a model.
+
+        Args:
+            artefact: what it was loaded from.
+            model: what runs.
+            runtime: whose model it is, for errors.
+            advice: what the runtime's texts mean.
+            close: frees what the model holds besides its memory.
+        """
         self._artefact = artefact
         self._model: Model | None = model
-        self._failure = failure
+        self._runtime, self._advice, self._close = runtime, advice, close
         self._fits: tuple[int, ...] | None = None
 
     @property
@@ -83,6 +106,9 @@ class _Session:
         except Exception as exc:
             raise self._failure(exc) from exc
 
+    def _failure(self, error: Exception) -> BackendError:
+        return _as_backend_error(self._runtime, self._artefact, error, self._advice)
+
     def _open(self) -> Model:
         if self._model is None:
             raise ValueError(f"{self._artefact}: this session was left; load the artefact again")
@@ -96,4 +122,6 @@ class _Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drop the model, which frees its memory and threads."""
+        if self._model is not None:
+            self._close()
         self._model = None

@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends.base import Session, require_batch, require_file, require_kind, require_precision
+from edgevit.backends.base import Session, require_file, require_kind, require_precision
 from edgevit.backends.graph_precision import require_graph_precision
 from edgevit.backends.preflight import DiedError, ask_process
-from edgevit.backends.session import runtime_errors
+from edgevit.backends.session import ModelSession, runtime_errors
 from edgevit.board import Installed, Options, Shape
 from edgevit.disk import atomic_write
 from edgevit.engine import (
@@ -32,15 +30,16 @@ from edgevit.engine import (
     Cuda,
     Engine,
     NotHereError,
+    TensorRTError,
     import_tensorrt,
     require_fit,
+    require_memory,
 )
 from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.target import Precision, Runtime, Target
 
-SIDE_FILE = "model.engine.json"
+SIDE_FILE = f"{ENGINE}.json"
 """What an engine was built from and for; beside it."""
-_MEMORY_SIGNS = ("out of memory", "OutOfMemory", "CUDA_ERROR_OUT_OF_MEMORY", "Requested amount of GPU memory")
 
 
 def read_gpu(runtime: Runtime) -> Installed:
@@ -54,8 +53,9 @@ def read_gpu(runtime: Runtime) -> Installed:
     except NotHereError as error:
         raise ImportError(str(error)) from error
     try:
-        facts = Cuda().describe()
-    except NotHereError as error:
+        with Cuda() as cuda:
+            facts = cuda.describe()
+    except TensorRTError as error:
         return Installed(version, (), None, (str(error),))
     capability = facts["compute_capability"]
     return Installed(version, ("gpu",), facts["name"], (f"compute capability {capability}",))
@@ -83,8 +83,9 @@ class TensorRT:
                 f" Get it with: pip install 'edgevit[{self._runtime}]'"
             ) from error
         try:
-            return versions | _gpu_facts(Cuda().describe())
-        except NotHereError:
+            with Cuda() as cuda:
+                return versions | _gpu_facts(cuda.describe())
+        except TensorRTError:  # no usable GPU: whoever needs one says so
             return versions
 
     def build(self, onnx: Path, target: Target, precision: Precision, out: Path) -> Path:
@@ -100,7 +101,7 @@ class TensorRT:
         options = build_options(target, precision)
         device = self._device_to_build_on(target)
         out.mkdir(parents=True, exist_ok=True)
-        with _kernel_times(target, out):
+        with _kernel_times(target, out), _naming_cache(target):
             facts = self._build(onnx, options, out)
         (out / SIDE_FILE).write_text(json.dumps(facts | device, indent=1, sort_keys=True) + "\n")
         return out / ENGINE
@@ -110,9 +111,12 @@ class TensorRT:
         if self._runtime == "tensorrt-rtx" and target.tensorrt.compute_capabilities:
             return {"compute_capabilities": ", ".join(target.tensorrt.compute_capabilities)}
         _require_gpu_target(self._runtime, target)
-        cuda = _open_cuda(self._runtime)
-        _require_memory(target, *cuda.memory_mb())
-        return cuda.describe()
+        with _open_cuda(self._runtime) as cuda:
+            try:
+                require_memory(target.tensorrt.workspace_mb, cuda, "tensorrt.workspace_mb")
+            except TensorRTError as error:
+                raise BackendError(f"{target.name}: {error}.") from error
+            return cuda.describe()
 
     def _build(self, onnx: Path, options: BuildOptions, out: Path) -> dict[str, str]:
         try:
@@ -120,8 +124,7 @@ class TensorRT:
         except DiedError as error:
             raise BackendError(f"{onnx}: {self._runtime} died while building: {error}") from error
         if answer["answer"] != "built":
-            words = str(answer["words"])
-            raise BackendError(f"{onnx}: {self._runtime} built no engine. {words}{self.advice(onnx, words)}")
+            raise BackendError(f"{onnx}: {self._runtime} built no engine. {answer['words']}")
         facts = answer["facts"]
         assert isinstance(facts, dict)
         return {name: str(value) for name, value in facts.items()}
@@ -147,20 +150,30 @@ class TensorRT:
         require_file(self._runtime, artefact)
         require_kind(self._runtime, artefact, (".engine",))
         self.check()
+        model = self.open_engine(artefact)
+        return ModelSession(artefact, model, self._runtime, self.advice, model.close)
+
+    def open_engine(self, artefact: Path) -> EngineModel:
+        """Load an engine of this version and GPU; `load` is what checks a target first.
+
+        Raises:
+            BackendUnavailableError: no TensorRT module, driver or device.
+            BackendError: the engine is of another version or GPU, or broken.
+        """
         trt, cuda = import_tensorrt(self._runtime), _open_cuda(self._runtime)
-        facts = read_side_file(artefact)
         kept = artefact.parent / RUNTIME_CACHE
-        with runtime_errors(self._runtime, artefact, self.advice):
-            require_fit(facts, trt, cuda.describe())
-            loaded = Engine(trt, artefact.read_bytes(), cuda, kept.read_bytes() if kept.is_file() else b"")
-        return _Session(artefact, loaded, cuda, facts)
+        try:
+            facts = read_side_file(artefact)
+            with runtime_errors(self._runtime, artefact, self.advice):
+                require_fit(facts, trt, cuda.describe())
+                known = kept.read_bytes() if kept.is_file() else b""
+                return EngineModel(artefact, Engine(trt, artefact.read_bytes(), cuda, known), cuda, facts)
+        except BaseException:
+            cuda.close()
+            raise
 
     def advice(self, path: Path, text: str) -> str:
-        """Say what the known texts mean; see `Backend.advice`."""
-        if any(sign in text for sign in _MEMORY_SIGNS):
-            return " The GPU's memory ran out: lower tensorrt.workspace_mb in the target, or the batch."
-        if "timing cache" in text:
-            return f" Remove {TIMING_CACHE} beside the engine."
+        """Add nothing: what to do stands in engine.py's own errors; see `Backend.advice`."""
         return ""
 
 
@@ -175,13 +188,29 @@ def _kernel_times(target: Target, out: Path) -> Iterator[None]:
         atomic_write(known, (out / TIMING_CACHE).read_bytes())
 
 
+@contextmanager
+def _naming_cache(target: Target) -> Iterator[None]:
+    """Say which file a complaint about kernel times is about: a build sees a copy."""
+    try:
+        yield
+    except BackendError as error:
+        if target.tensorrt.timing_cache and "timing cache" in str(error):
+            raise BackendError(f"{error}\n  The timing cache is {target.tensorrt.timing_cache}") from error
+        raise
+
+
+def batch_range(target: Target) -> tuple[int, int, int]:
+    """Return the least, usual and most images per run, for graphs that leave the batch open."""
+    return 1, target.batch, max(target.batch, target.tensorrt.max_batch)
+
+
 def build_options(target: Target, precision: Precision) -> BuildOptions:
     """Return what an engine is built with for a target."""
     wanted = target.tensorrt
     return BuildOptions(
         precision=precision,
         workspace_mb=wanted.workspace_mb,
-        batches=(1, target.batch, max(target.batch, wanted.max_batch)),
+        batches=batch_range(target),
         version_compatible=wanted.version_compatible,
         hardware_compatible=wanted.hardware_compatible,
         compute_capabilities=wanted.compute_capabilities if target.runtime == "tensorrt-rtx" else (),
@@ -226,76 +255,44 @@ def _open_cuda(runtime: Runtime) -> Cuda:
         raise BackendUnavailableError(
             f"{runtime}: {error}, or choose a target whose kit is built on the board (`edgevit targets`)."
         ) from error
+    except TensorRTError as error:
+        raise BackendError(f"{runtime}: {error}.") from error
 
 
-def _require_memory(target: Target, free_mb: int, total_mb: int) -> None:
-    """Refuse to begin a build that this device has no room for.
-
-    Raises:
-        BackendError: less memory is free than the workspace that the target allows a layer.
-    """
-    if target.tensorrt.workspace_mb > free_mb:
-        raise BackendError(
-            f"{target.name}: expected {target.tensorrt.workspace_mb} MiB of GPU memory for the workspace, of"
-            f" {total_mb} MiB are {free_mb} free. Lower tensorrt.workspace_mb, or close other programs."
-        )
-
-
-class _Session:
-    """A loaded engine that refuses a batch that it does not take."""
+class EngineModel:
+    """An engine as a `board.Model`: arrays in and out, and what the device is."""
 
     def __init__(self, artefact: Path, engine: Engine, cuda: Cuda, facts: dict[str, str]) -> None:
-        self._artefact, self._cuda, self._facts = artefact, cuda, facts
-        self._engine: Engine | None = engine
-
-    @property
-    def input_shape(self) -> Shape:
-        """Shape of the input; see `Session.input_shape`."""
-        return self._open().input_shape
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs; see `Session.output_names`."""
-        return self._open().output_names
+        self._artefact, self._engine, self._cuda, self._facts = artefact, engine, cuda, facts
+        self.input_shape: Shape = engine.input_shape
+        self.output_names = engine.output_names
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run the engine on `batch`; see `Session.run`."""
-        engine = self._open()
-        require_batch(self._artefact, batch, engine.input_shape)
+        """Run the engine on `batch`."""
         image = np.ascontiguousarray(batch)
-        with runtime_errors(self._facts.get("runtime", "tensorrt"), self._artefact, lambda path, text: ""):
-            data = engine.run(image.ctypes.data, image.shape)
-            return np.frombuffer(data, np.float32).reshape(engine.output_shape()).copy()
+        data = self._engine.run(image.ctypes.data, image.shape)
+        return np.frombuffer(data, np.float32).reshape(self._engine.output_shape()).copy()
 
     def gpu_ms(self, runs: int) -> list[float]:
         """Time runs on the GPU alone, after one `run` that says the shape: no copies, no waiting host."""
-        return self._open().gpu_ms(runs)
+        return self._engine.gpu_ms(runs)
+
+    def layer_ms(self, runs: int) -> dict[str, float]:
+        """Time each layer, after one `run` that says the shape; in milliseconds, by its name."""
+        return self._engine.layer_ms(runs)
 
     def device(self) -> dict[str, str]:
-        """Say what the engine runs on and with; see `Session.device`."""
+        """Say what the engine runs on and with."""
         kept = ("version", "precision", "types", "onnx_sha256", "timing_cache_sha256")
-        engine = self._open()
         facts = {name: self._facts[name] for name in kept if name in self._facts}
-        types = sorted({layer.precision for layer in engine.layers() if layer.precision})
-        facts |= {"cuda_graph": engine.graph_words, "layers_put_out": ", ".join(types)}
+        types = sorted({layer.precision for layer in self._engine.layers() if layer.precision})
+        facts |= {"cuda_graph": self._engine.graph_words, "layers_put_out": ", ".join(types)}
         return facts | self._cuda.describe()
 
-    def _open(self) -> Engine:
-        if self._engine is None:
-            raise ValueError(f"{self._artefact}: this session was left; load the artefact again")
-        return self._engine
-
-    def __enter__(self) -> Self:
-        """Return the session itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give back the device's memory; keep TensorRT-RTX's kernels for the next load."""
-        if self._engine is not None:
-            cache = self._engine.runtime_cache()
-            if cache:
-                (self._artefact.parent / RUNTIME_CACHE).write_bytes(cache)
-            self._engine.release()
-        self._engine = None
+    def close(self) -> None:
+        """Give back the device's memory and the stream; keep TensorRT-RTX's kernels for the next load."""
+        cache = self._engine.runtime_cache()
+        if cache:
+            (self._artefact.parent / RUNTIME_CACHE).write_bytes(cache)
+        self._engine.release()
+        self._cuda.close()
