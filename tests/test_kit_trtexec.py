@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 from pathlib import Path
@@ -28,8 +29,8 @@ def names(options: list[str]) -> set[str]:
 
 
 def computes(version: str, precision: Precision) -> bool:
-    """Say whether a version computes in bf16, the one precision that came late."""
-    return precision != "bf16" or "yes" in (read_table()[version][name] for name in ("bf16", "stronglyTyped"))
+    """Say whether a version computes in bf16, the one precision that came late: as the graph's own types."""
+    return precision != "bf16" or read_table()[version]["stronglyTyped"] == "yes"
 
 
 CASES = [(v, p) for v in read_table() for p in TensorRT.precisions if computes(v, p)]
@@ -131,3 +132,81 @@ def test_shipped_boards_have_a_script(name: str) -> None:
     target = load_target(name, Path())
     script = build_script(target, [Graph("fp32/slim", "fp32", None)])
     assert re.findall(r"^([0-9.]+)\)$", script, re.M) == list(target.tensorrt.versions)
+
+
+NAMES = "onnx=int8/slim/model.onnx saveEngine=int8/slim/model.engine timingCacheFile=timing.cache"
+SHAPES = (
+    "minShapes=image:1x3x224x224 optShapes=image:1x3x224x224 maxShapes=image:32x3x224x224"
+    " profilingVerbosity=detailed exportLayerInfo=int8/slim/layers.json"
+)
+GOLDEN = {
+    "8.2": f"{NAMES} fp16 int8 workspace=512 {SHAPES.partition(' profiling')[0]} buildOnly",
+    "8.5": f"{NAMES} fp16 int8 memPoolSize=workspace:512 {SHAPES} buildOnly",
+    "8.6": f"{NAMES} fp16 int8 memPoolSize=workspace:512 {SHAPES} skipInference",
+    "10.3": f"{NAMES} stronglyTyped memPoolSize=workspace:512 {SHAPES} skipInference",
+    "10.15": f"{NAMES} stronglyTyped memPoolSize=workspace:512 {SHAPES} skipInference",
+    "11.1": f"{NAMES} stronglyTyped memPoolSize=workspace:512 {SHAPES} skipInference",
+}
+"""What builds an int8 graph with a dynamic batch, written by hand from what each version takes."""
+GOLDEN_TIMING = (
+    "loadEngine=int8/slim/model.engine shapes=image:1x3x224x224 useCudaGraph useSpinWait noDataTransfers"
+    " separateProfileRun warmUp=1000 duration=10 iterations=50 exportTimes=int8/slim/times.json"
+)
+SOURCE_ONLY = {"loadEngine", "minShapes", "optShapes", "maxShapes", "shapes", "noTF32"}
+"""Options that were read in trtexec's source, not tried; marked so in trtexec.toml."""
+
+
+@pytest.mark.parametrize("version", read_table())
+def test_command_lines_are_these(version: str) -> None:
+    graph = Graph("int8/slim", "int8", DYNAMIC)
+    assert " ".join(build_options(version, board(version), graph)) == GOLDEN[version]
+    assert " ".join(timing_options(version, board(version), graph)) == GOLDEN_TIMING
+
+
+def read_tried_options(page: Path) -> dict[str, dict[str, str]]:
+    """Read which options were tried alone against each version's own trtexec, from the page that says so."""
+    text = page.read_text().partition("## 5. trtexec's options by version")[2].partition("\n- ")[0]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    said = {"yes": "yes", "no": "no", "d": "deprecated"}
+    versions = [".".join(version.split(".")[:2]) for version in head[1:]]
+    tried: dict[str, dict[str, str]] = {version: {} for version in versions}
+    for options, *words in rows:
+        for version, word in zip(versions, words, strict=True):
+            for option in options.split():
+                tried[version].setdefault(option.partition("=")[0], said[word.split()[0]])
+    return tried
+
+
+@pytest.mark.shared_data
+def test_table_says_what_was_tried_with_each_version(shared_data: Path) -> None:
+    tried = read_tried_options(shared_data.parent / "tensorrt.md")
+    assert list(tried) == ["8.6", "10.3", "10.15", "11.1"]
+    for version, options in tried.items():
+        mine = read_table()[version]
+        assert {name: mine[name] for name in mine if name in options} == {
+            name: word for name, word in options.items() if name in mine
+        }
+        assert set(mine) - set(options) == SOURCE_ONLY
+        used = {option.partition("=")[0] for option in f"{GOLDEN[version]} {GOLDEN_TIMING}".split()}
+        assert {name for name in used - SOURCE_ONLY if options[name] == "no"} == set()
+
+
+def test_table_has_no_option_that_nothing_uses() -> None:
+    everything = TensorRTOptions(
+        versions=("8.2",),
+        workspace_mb=512,
+        version_compatible=True,
+        hardware_compatible="ampere+",
+        timing_cache="times",
+        pinned=True,
+    )
+    used: set[str] = set()
+    for version in read_table():
+        for options in (everything, TensorRTOptions(versions=(version,), workspace_mb=512)):
+            target = Target(name="board", runtime="tensorrt", device="board", tensorrt=options)
+            for precision in TensorRT.precisions:
+                graph = Graph("x", precision, DYNAMIC)
+                with contextlib.suppress(RecipeError):  # what a version lacks is refused, by another test
+                    used |= names(build_options(version, target, graph))
+                used |= names(timing_options(version, target, graph))
+    assert set(read_table()["8.6"]) - used == set()

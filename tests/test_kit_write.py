@@ -59,8 +59,8 @@ def test_kit_has_a_runner_for_python_3_8_that_needs_the_standard_library_alone(t
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} <= {
         "__future__", "argparse", "array", "collections", "ctypes", "dataclasses", "hashlib", "importlib",
-        "json", "math", "os", "pathlib", "platform", "random", "shutil", "subprocess", "sys", "time", "types",
-        "typing",
+        "json", "math", "os", "pathlib", "platform", "random", "shutil", "statistics", "subprocess", "sys",
+        "time", "types", "typing",
     }  # fmt: skip
 
 

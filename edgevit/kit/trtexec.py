@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from edgevit.engine import ENGINE, GRAPH, TIMING_CACHE, WEAK_FLAGS
 from edgevit.errors import RecipeError
 from edgevit.target import Precision, Target
 
 TABLE = Path(__file__).parent / "trtexec.toml"
-_WEAK_FLAGS: dict[Precision, tuple[str, ...]] = {
-    "fp32": (),
-    "fp16": ("fp16",),
-    "bf16": ("bf16",),
-    "int8": ("fp16", "int8"),
-}
+LAYERS = "layers.json"
+TIMES = "times.json"
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 def build_options(version: str, target: Target, graph: Graph) -> list[str]:
     """Return trtexec's options that build one engine on a board with `version`."""
     known = read_table()[column(version)]
-    options = [f"onnx={graph.folder}/model.onnx", f"saveEngine={graph.folder}/model.engine"]
-    options += ["timingCacheFile=timing.cache", *_precision_options(known, graph.precision)]
+    options = [f"onnx={graph.folder}/{GRAPH}", f"saveEngine={graph.folder}/{ENGINE}"]
+    options += [f"timingCacheFile={TIMING_CACHE}", *_precision_options(known, graph.precision)]
     wanted = target.tensorrt
     if wanted.workspace_mb:
         size = wanted.workspace_mb
@@ -85,26 +82,27 @@ def build_options(version: str, target: Target, graph: Graph) -> list[str]:
     if wanted.pinned:
         options.append("errorOnTimingCacheMiss")
     if known["exportLayerInfo"] != "no":
-        options += ["profilingVerbosity=detailed", f"exportLayerInfo={graph.folder}/layers.json"]
+        options += ["profilingVerbosity=detailed", f"exportLayerInfo={graph.folder}/{LAYERS}"]
     options.append("skipInference" if known["skipInference"] != "no" else "buildOnly")
     return _checked(version, options)
 
 
 def _precision_options(known: Mapping[str, str], precision: Precision) -> list[str]:
     """Strongly typed where the version can, else the precisions that the graph may use; no TF32 for fp32."""
-    types = ["stronglyTyped"] if known["stronglyTyped"] != "no" else list(_WEAK_FLAGS[precision])
+    weak = [flag.lower() for flag in WEAK_FLAGS[precision]]
+    types = ["stronglyTyped"] if known["stronglyTyped"] != "no" else weak
     return [*types, *(["noTF32"] if precision == "fp32" else [])]
 
 
 def timing_options(version: str, target: Target, graph: Graph) -> list[str]:
     """Return trtexec's options that time an engine: with the four defaults that 11.x flipped stated."""
     timing = target.timing
-    options = [f"loadEngine={graph.folder}/model.engine"]
+    options = [f"loadEngine={graph.folder}/{ENGINE}"]
     if graph.input_shapes is not None:
         options.append(f"shapes={graph.input_shapes[1]}")
     options += ["useCudaGraph", "useSpinWait", "noDataTransfers", "separateProfileRun"]
     options += [f"warmUp={round(1000 * timing.warmup_s)}", f"duration={round(timing.seconds)}"]
-    options += [f"iterations={timing.min_samples}", f"exportTimes={graph.folder}/times.json"]
+    options += [f"iterations={timing.min_samples}", f"exportTimes={graph.folder}/{TIMES}"]
     return _checked(version, options)
 
 
@@ -167,6 +165,6 @@ run() {
     "$trtexec" "$@"
 }
 """
-_TAIL = """
-echo "Engines, layers.json and times.json lie beside each model.onnx."
+_TAIL = f"""
+echo "Engines, {LAYERS} and {TIMES} lie beside each {GRAPH}."
 """

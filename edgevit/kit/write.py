@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.backends.files import artefact_files
-from edgevit.backends.tensorrt import build_options, read_side_file
+from edgevit.backends.tensorrt import batch_range, build_options, read_side_file
 from edgevit.disk import sha256_file
-from edgevit.engine import ENGINE, FILE, KIT, REPORT, TIMING_CACHE
+from edgevit.engine import ENGINE, FILE, GRAPH, KIT, REPORT, SCHEMA, SIDES, TIMING_CACHE
 from edgevit.kit.trtexec import Graph, build_script
 from edgevit.target import Precision, Target
 
 RUNNER = "run.py"
-SIDES = ("dense", "slim")
+SCRIPT = "build.sh"
+_IMAGES, _OUTPUTS = "images.f32", "outputs.f32"
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def write_kit(folder: Path, target: Target, candidates: Sequence[KitCandidate], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     entry = {
-        **_write_tensor(folder, "images.f32", stored.images),
+        **_write_tensor(folder, _IMAGES, stored.images),
         "batch": [stored.batch, *stored.images.shape[1:]],
     }
     table = {
-        "schema": 1,
+        "schema": SCHEMA,
         "target": target.name,
         "runtime": target.runtime,
         "versions": list(target.tensorrt.versions),
@@ -83,7 +84,7 @@ def write_kit(folder: Path, target: Target, candidates: Sequence[KitCandidate], 
     shutil.copyfile(FILE, folder / RUNNER)
     if target.tensorrt.versions:
         graphs = [_graph(one, side, target, stored) for one in candidates for side in SIDES]
-        (folder / "build.sh").write_text(build_script(target, graphs))
+        (folder / SCRIPT).write_text(build_script(target, graphs))
     (folder / "README.txt").write_text(_readme(target))
 
 
@@ -95,14 +96,13 @@ def _write_candidate(folder: Path, candidate: KitCandidate) -> dict[str, object]
 def _write_side(folder: Path, precision: Precision, name: str, side: Side) -> dict[str, object]:
     where = folder / precision / name
     where.mkdir(parents=True)
-    for number, part in enumerate(
-        artefact_files(side.onnx)
-    ):  # its weights may lie beside it, under their own name
-        shutil.copyfile(side.onnx.parent / part, where / (part if number else "model.onnx"))
+    # Its weights may lie beside it, under their own name.
+    for number, part in enumerate(artefact_files(side.onnx)):
+        shutil.copyfile(side.onnx.parent / part, where / (part if number else GRAPH))
     entry: dict[str, object] = {
         "folder": f"{precision}/{name}",
-        "onnx_sha256": sha256_file(where / "model.onnx"),
-        "outputs": _write_tensor(folder, f"{precision}/{name}/outputs.f32", side.outputs),
+        "onnx_sha256": sha256_file(where / GRAPH),
+        "outputs": _write_tensor(folder, f"{precision}/{name}/{_OUTPUTS}", side.outputs),
     }
     if side.engine is not None:
         shutil.copyfile(side.engine, where / ENGINE)
@@ -119,8 +119,7 @@ def _graph(candidate: KitCandidate, side: str, target: Target, stored: Stored) -
     shapes = None
     if stored.dynamic:
         rest = "x".join(map(str, stored.images.shape[1:]))
-        sizes = (1, target.batch, max(target.batch, target.tensorrt.max_batch))
-        least, usual, most = (f"{stored.input_name}:{size}x{rest}" for size in sizes)
+        least, usual, most = (f"{stored.input_name}:{size}x{rest}" for size in batch_range(target))
         shapes = (least, usual, most)
     return Graph(f"{candidate.precision}/{side}", candidate.precision, shapes)
 
@@ -132,7 +131,7 @@ def _readme(target: Target) -> str:
     module, nothing else. Bring {REPORT} back:
     edgevit report BUILD --import {REPORT}
 """
-    script = """sh build.sh
+    script = f"""sh {SCRIPT}
     the same engines and the GPU's times with trtexec alone, where there is no Python module for TensorRT.
     Outputs are not compared.
 """

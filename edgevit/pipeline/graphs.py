@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.disk import sha256_file, sha256_tree
+from edgevit.engine import SIDES as SIDES  # the two models of a build, and of a kit
 from edgevit.export.graph_cost import check_macs, graph_cost
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
@@ -32,9 +33,6 @@ _FOLDER = "onnx"  # below the stage's own, which also holds the store's record w
 PARITY_FILE = "parity.json"
 PARITY_IMAGES = 32
 """Images on which outputs are compared; the accuracy is computed on all."""
-
-SIDES = ("dense", "slim")
-"""The two models of a build."""
 
 
 @dataclass(frozen=True)
