@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Shape = Tuple[Optional[int], ...]
 """Sizes of a tensor; None where the artefact leaves the size to each run (dynamic batch)."""
+GRAPH_PRECISION = "edgevit.precision"
+"""A setting that ONNX Runtime is not told: the graph's precision, which it does not report itself."""
 Clock = Callable[[], int]
 """Nanoseconds from any start, never going back."""
 
@@ -147,6 +149,8 @@ class OnnxRuntimeModel:
             "graph_optimization_level": onnxruntime.GraphOptimizationLevel,
         }
         for name, value in options.settings.items():
+            if name == GRAPH_PRECISION:
+                continue
             if "." in name:
                 settings.add_session_config_entry(name, str(value))
             else:
@@ -156,6 +160,7 @@ class OnnxRuntimeModel:
         _require_one_input([port.name for port in inputs])
         self._session: ort.InferenceSession = session
         self._threads = int(options.settings.get("intra_op_num_threads", 0))
+        self._precision = options.settings.get(GRAPH_PRECISION, "f32")
         self._input_name = str(inputs[0].name)
         self.input_shape: Shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
         self.output_names = tuple(str(port.name) for port in session.get_outputs())
@@ -171,7 +176,7 @@ class OnnxRuntimeModel:
             "device": "CPU",
             "providers": ", ".join(self._session.get_providers()),
             "threads": str(self._threads) if self._threads else f"all of {os.cpu_count()}",
-            "precision": "f32",
+            "precision": str(self._precision),
         }
 
 

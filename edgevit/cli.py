@@ -416,11 +416,12 @@ def report(
         Path | None,
         typer.Option("--import", metavar="F", help="Take in what a build kit found on its board."),
     ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Show instead what each layer costs in int8.")] = False,
     json: Json = False,
 ) -> None:
     """Show what builds found, several side by side."""
     from edgevit.report.model import load_report
-    from edgevit.report.terminal import render, render_comparison
+    from edgevit.report.terminal import render, render_comparison, render_int8
 
     if board is not None:
         if len(folders) != 1:
@@ -436,6 +437,9 @@ def report(
     if json:
         dumped = [one.model_dump(mode="json") for one in reports]
         _print_json(dumped[0] if len(dumped) == 1 else {"reports": dumped})
+    elif int8:
+        for one in reports:
+            render_int8(one, Console())
     elif len(reports) == 1:
         render(reports[0], Console())
     else:

@@ -28,7 +28,7 @@ def choose(results: Sequence[Result], gates: Gates, prefer: Prefer) -> tuple[Res
 def _unfit(result: Result, gates: Gates) -> str | None:
     missed = accuracy_misses(result, gates)
     if missed:
-        return "misses the gate: " + "; ".join(missed)
+        return f"misses the gate: {'; '.join(missed)} (median {result.slim.latency_ms.median:.3f} ms)"
     return f"untrusted timing: {result.why}" if result.verdict == "untrusted" else None
 
 

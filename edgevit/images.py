@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -58,6 +58,8 @@ class ImageSet(Strict):
     """Split of a hub set; files and folders have none."""
     preprocess: SetPreprocess | None = None
     """Settings in place of the model's own."""
+    draw: Literal["random", "balanced"] = "random"
+    """Draw from all images alike, or as many of each class as can be, which needs labels."""
     on_corrupt: Literal["error", "skip"] = "error"
     """Stop at an image that cannot be read, or leave it out and count it."""
 
@@ -69,6 +71,8 @@ class ImageSet(Strict):
             problems.append(Problem("split", "only hub sets have splits. Name the file or folder in path."))
         if "image" in table and table.get("kind") == "folder":
             problems.append(Problem("image", "a folder has no columns. Take this key out."))
+        if table.get("draw") == "balanced" and table.get("label") == "":
+            problems.append(Problem("draw", 'classes are balanced by labels, and label = "" reads none.'))
         return problems
 
 
@@ -79,6 +83,8 @@ class LoadedSet:
     set: ImageSet
     path: Path
     """The set's file; paths in the set are relative to its folder."""
+    labels: bool = True
+    """Whether the images get labels. Without, those that can be read balance and count classes, no more."""
 
 
 def load_image_set(name_or_path: str, relative_to: Path) -> LoadedSet:
@@ -97,6 +103,8 @@ class Images:
     def __init__(self, rows: Rows, chosen: NDArray[np.int64], preprocess: Preprocess, found: _Found) -> None:
         self.labels: NDArray[np.int64] | None = None if rows.labels is None else rows.labels[chosen]
         """Class of each image, int64 [n]."""
+        self.classes = found.classes
+        """Number of classes among them; None where no labels can be read."""
         self.sha256 = found.sha256
         """Hash of the chosen files' bytes, their labels and the preprocessing, hexadecimal."""
         self.skipped = len(found.skipped)
@@ -175,20 +183,24 @@ def open_images(
     """Draw `count` images (all when None) from a set, without replacement, and hash them.
 
     They are preprocessed by the model's `default` with what the set says in its place. The draw depends on
-    `seed` and the number of images alone; the drawn ones stay in the set's order, so that a file is read
-    from front to back. Images are decoded by `Images.batches`, except that on_corrupt = "skip" decodes them
-    here as well, to know which to leave out.
+    `seed` and the number of images alone (with draw = "balanced" also on their labels); the drawn ones stay
+    in the set's order, so that a file is read from front to back. Images are decoded by `Images.batches`,
+    except that on_corrupt = "skip" decodes them here as well, to know which to leave out.
 
     Raises:
         ImagesError: the set is missing, empty, truncated, lacks a column, is smaller than `count`, has labels
-            below 0, or says what does not fit the model's input; or none of its images can be read.
+            below 0 or none to balance, or says what does not fit the model's input; or none of its images can
+            be read.
     """
     try:
         preprocess = resolve_preprocess(default, source.set.preprocess)
     except ImagesError as error:
         raise ImagesError(f"{source.path}: {error}") from error
     rows = _open_rows(source)
-    chosen = _draw(rows, count, seed, source.path)
+    chosen = _draw(rows, count, seed, source)
+    labels = rows.labels
+    if not source.labels:
+        rows = replace(rows, labels=None)
     if rows.labels is not None and (rows.labels[chosen] < 0).any():
         row = int(chosen[(rows.labels[chosen] < 0).argmax()])
         raise ImagesError(
@@ -198,6 +210,8 @@ def open_images(
     found = _examine(rows, chosen, preprocess, source.set.on_corrupt == "skip", progress)
     if found.kept.size == 0:
         raise ImagesError(f"{source.path}: none of the {len(chosen)} images can be read.")
+    if labels is not None:
+        found = replace(found, classes=len(set(labels[found.kept].tolist())))
     return Images(rows, found.kept, preprocess, found)
 
 
@@ -233,9 +247,18 @@ def required_labels(images: Images, classes: int) -> NDArray[np.int64]:
 
 
 def _open_rows(source: LoadedSet) -> Rows:
+    """Open a set; labels that nothing needs may be missing or wrong."""
+    if source.labels or source.set.draw == "balanced":
+        return _rows(source, source.set.label or None)
+    try:
+        return _rows(source, source.set.label or None)
+    except ImagesError:
+        return _rows(source, None)
+
+
+def _rows(source: LoadedSet, label: str | None) -> Rows:
     images = source.set
-    label = images.label or None
-    required = "label" in images.model_fields_set
+    required = label is not None and ("label" in images.model_fields_set or images.draw == "balanced")
     path = source.path.parent / Path(images.path).expanduser()
     match images.kind:
         case "parquet":
@@ -246,9 +269,10 @@ def _open_rows(source: LoadedSet) -> Rows:
             return hub_rows(images.path, images.split, images.image, label, required)
 
 
-def _draw(rows: Rows, count: int | None, seed: int, where: Path) -> NDArray[np.int64]:
+def _draw(rows: Rows, count: int | None, seed: int, source: LoadedSet) -> NDArray[np.int64]:
     import numpy as np
 
+    where = source.path
     if count is not None and count > rows.count:
         raise ImagesError(
             f"{where}: {count} images are asked for, but the set has {rows.count}."
@@ -256,7 +280,25 @@ def _draw(rows: Rows, count: int | None, seed: int, where: Path) -> NDArray[np.i
         )
     if count is None or count == rows.count:
         return np.arange(rows.count)
-    return np.sort(np.random.default_rng(seed).choice(rows.count, count, replace=False))
+    generator = np.random.default_rng(seed)
+    if source.set.draw == "balanced" and rows.labels is not None:
+        return _draw_balanced(rows.labels, count, generator)
+    return np.sort(generator.choice(rows.count, count, replace=False))
+
+
+def _draw_balanced(
+    labels: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw `count` images, one of each class in turn; a class that has no more is passed over."""
+    import numpy as np
+
+    order = generator.permutation(len(labels))
+    by_class = np.argsort(labels[order], kind="stable")
+    grouped = labels[order][by_class]
+    turn = np.empty(len(labels), np.int64)
+    turn[by_class] = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
+    # The last turn may not reach every class: which it does is left to the random order.
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 @dataclass(frozen=True)
@@ -267,6 +309,7 @@ class _Found:
     sha256: str
     skipped: tuple[str, ...]
     digests: tuple[bytes, ...]
+    classes: int | None = None
 
 
 def _examine(

@@ -144,6 +144,15 @@ class ExportSection(Strict):
     """Run onnxsim between two parity checks; needs the extra edgevit[simplify]."""
 
 
+class Int8Section(Strict):
+    """What int8 may cost against the same model in fp32; layers go back to float until that holds."""
+
+    max_drop: float | None = Field(default=None, ge=0, le=100)
+    """Points of top-1, 0..100, that fp32's probabilities on calibration images expect; default: the gate."""
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    """Share of calibration images with fp32's top-1, 0..1; default: the gate's."""
+
+
 class TargetSection(Strict):
     """One device that the result is built for and measured on."""
 
@@ -192,6 +201,8 @@ class Recipe(Strict):
     """Distillation of the slim model from the dense one; absent: no training."""
     export: ExportSection = ExportSection()
     """How the ONNX file is written."""
+    int8: Int8Section = Int8Section()
+    """What int8 may cost before layers go back to float."""
     target: tuple[TargetSection, ...] = Field(default=(TargetSection(name=DEFAULT_TARGET),), min_length=1)
     """Devices that the result is built for and measured on; default: openvino-cpu."""
     gates: Gates = Gates()
@@ -211,6 +222,15 @@ class Recipe(Strict):
     def fold_means(self) -> bool:
         """Whether what is plainly cut leaves its mean behind: a method may say so, where there are images."""
         return self.calibration is not None and any(options.leaves_mean for options in self.methods)
+
+    @property
+    def int8_limits(self) -> Int8Section:
+        """Return what int8 may cost: what [int8] says, else the gate of the same name."""
+        drop, agreement = self.int8.max_drop, self.int8.min_agreement
+        return Int8Section(
+            max_drop=self.gates.max_drop if drop is None else drop,
+            min_agreement=self.gates.min_agreement if agreement is None else agreement,
+        )
 
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:

@@ -10,6 +10,9 @@ from edgevit.report.model import (
     BlockFacts,
     BlockSide,
     Drop,
+    Int8Facts,
+    Int8Layer,
+    Int8Loss,
     Latency,
     ModelSize,
     ModelSizes,
@@ -179,3 +182,27 @@ def report(name: str = "deit-tiny-orin", *, labelled: bool = True, slim_ms: floa
             ]
         ),
     )
+
+
+def int8_facts(*, returned: bool = True) -> Int8Facts:
+    """Make what is known of a graph in int8 with three layers, of which one or none went back to float."""
+    before = Int8Loss(expected_drop=0.31, agreement=0.984, kl=0.0062)
+    after = Int8Loss(expected_drop=0.08, agreement=0.992, kl=0.0041)
+    return Int8Facts(
+        side="slim",
+        graph="opset18-batch1",
+        smooth_quant=False,
+        images=256,
+        max_drop=0.1 if returned else None,
+        min_agreement=None,
+        before=before,
+        after=after if returned else before,
+        layers=(
+            Int8Layer(name="patch_embed", block=None, macs=28_901_376, sqnr_db=32.0, kl=1.36e-3),
+            Int8Layer(
+                name="blocks.0.mlp.fc2", block="blocks.0", macs=29_048_832, sqnr_db=26.7, kl=1.45e-3,
+                returned=1 if returned else None,
+            ),
+            Int8Layer(name="blocks.0.attn.k", block="blocks.0", macs=7_262_208, sqnr_db=32.1, kl=3.26e-5),
+        ),
+    )  # fmt: skip

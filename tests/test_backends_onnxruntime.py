@@ -29,6 +29,12 @@ def test_device_reports_provider_and_threads(tmp_path: Path) -> None:
         device = session.device()
     assert device["threads"] == "1"
     assert device["providers"] == "CPUExecutionProvider"
+    assert device["precision"] == "f32"
+
+
+def test_device_of_an_int8_graph_says_int8(tmp_path: Path) -> None:
+    with OnnxRuntime().load(_build(tmp_path), TARGET, "int8") as session:
+        assert session.device()["precision"] == "int8"
 
 
 def test_build_copies_the_onnx_bytes(tmp_path: Path) -> None:

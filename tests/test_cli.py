@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from click.testing import Result as ClickResult
@@ -245,6 +246,19 @@ def test_measure_artefact_alone_has_no_speedup(toy: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "median" in result.stdout
     assert "speed-up" not in result.stdout.split("\n")[1]
+
+
+def test_measure_takes_an_onnx_file_from_elsewhere_in_the_precision_that_it_has(tmp_path: Path) -> None:
+    whole = [onnx.helper.make_tensor("scale", 1, [], [0.1]), onnx.helper.make_tensor("zero", 3, [], [0])]
+    image, logits = (onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("image", "logits"))
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "elsewhere", [image], [logits], whole)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "theirs.onnx")
+    target = load_target("onnxruntime-cpu", Path())
+    assert choose_artefacts(tmp_path / "theirs.onnx", None, target, None).precision == "int8"
 
 
 def test_measure_names_the_machine_it_ran_on(toy: Path) -> None:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from toy_vits import toy_model
 
 from edgevit.errors import ExportError, ImagesError
-from edgevit.export.links import onnx_link
+from edgevit.export.links import first_not_finite, onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise, require_nncf
@@ -94,6 +94,24 @@ def test_quantise_on_constant_images_is_refused(fp32: Path, tmp_path: Path) -> N
     grey = [np.full((1, 3, 16, 16), 0.5, np.float32)] * 4
     with pytest.raises(ImagesError, match=r"all 4 are of one colour"):
         quantise(fp32, grey, tmp_path / "int8.onnx", smooth=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_quantise_weights_that_are_not_finite_are_named(fp32: Path, tmp_path: Path, value: float) -> None:
+    model = onnx.load(fp32)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "blocks.1.mlp.fc1.weight")
+    broken = numpy_helper.to_array(weight).copy()
+    broken[0, 0] = value
+    weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
+    (tmp_path / "fp32.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"blocks\.1\.mlp\.fc1\.weight holds NaN or infinity"):
+        quantise(tmp_path / "fp32.onnx", images(2), tmp_path / "int8.onnx", smooth=False)
+    assert first_not_finite(tmp_path / "fp32.onnx", images(1)[0]) == "blocks.1.mlp.fc1"
+
+
+def test_first_not_finite_of_a_sound_graph_is_an_error(fp32: Path) -> None:
+    with pytest.raises(ValueError, match="every value is finite"):
+        first_not_finite(fp32, images(1)[0])
 
 
 def test_quantise_graph_for_several_images_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,10 @@ def chosen(results: tuple[Result, ...]) -> list[str]:
     return [one.precision for one in results if one.chosen]
 
 
+def median(result: Result) -> float:
+    return result.slim.latency_ms.median
+
+
 def test_choose_fastest_refuses_the_slower_one_and_says_how_much() -> None:
     results = choose([candidate("fp32", 6.0), candidate("bf16", 5.0)], Gates(), "fastest")
     assert chosen(results) == ["bf16"]
@@ -34,7 +38,9 @@ def test_choose_prefers_a_slower_one_that_keeps_the_accuracy_gate() -> None:
     poor = candidate("bf16", 5.0, drop=Drop(points=2.5, interval=(1.0, 4.0)))
     results = choose([candidate("fp32", 6.0), poor], Gates(max_drop=1.0), "fastest")
     assert chosen(results) == ["fp32"]
-    assert results[1].refused == "misses the gate: top-1 drops by 2.50 points, max_drop is 1"
+    assert results[1].refused == (
+        f"misses the gate: top-1 drops by 2.50 points, max_drop is 1 (median {median(results[1]):.3f} ms)"
+    )
 
 
 def test_choose_refuses_int8_that_keeps_its_own_top1_but_not_that_of_fp32() -> None:
@@ -45,7 +51,7 @@ def test_choose_refuses_int8_that_keeps_its_own_top1_but_not_that_of_fp32() -> N
     assert chosen(results) == ["fp32"]
     assert results[1].refused == (
         "misses the gate: top-1 drops by 9.00 points against fp32, max_drop is 1;"
-        " agreement with fp32 is 0.8400, min_agreement is 0.9"
+        f" agreement with fp32 is 0.8400, min_agreement is 0.9 (median {median(results[1]):.3f} ms)"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,32 @@ def test_open_images_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert draws[0] == draws[1] == sorted(set(draws[0]))
     assert draws[0] != draws[2]
     assert len(draws[2]) == 20
+
+
+def test_open_images_balanced_draws_as_many_of_each_class_as_there_are(tmp_path: Path) -> None:
+    labels = [0] * 20 + [1] * 20 + [2] * 3
+    write_parquet(tmp_path / "images.parquet", [png(i) for i in range(43)], labels)
+    source = parquet_set(tmp_path, 'draw = "balanced"')
+    draws = [open_images(source, SMALL, 13, seed) for seed in (0, 0, 1)]
+    assert values(draws[0]) == values(draws[1]) == sorted(set(values(draws[0])))
+    assert values(draws[0]) != values(draws[2])
+    assert draws[0].labels is not None
+    assert np.bincount(draws[0].labels).tolist() == [5, 5, 3]
+
+
+def test_open_images_balanced_without_labels_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "images.parquet", [png(i) for i in range(4)])
+    with pytest.raises(ImagesError, match=r"label"):
+        open_images(parquet_set(tmp_path, 'draw = "balanced"'), SMALL, 2, 0)
+    with pytest.raises(RecipeError, match=r'draw: classes are balanced by labels, and label = "" reads none'):
+        parquet_set(tmp_path, 'draw = "balanced"\nlabel = ""')
+
+
+def test_open_images_without_labels_counts_classes_where_labels_can_be_read(tmp_path: Path) -> None:
+    for labels, classes in (([3, 3], 1), ([0, -1], 2), (None, None)):
+        write_parquet(tmp_path / "images.parquet", [png(1), png(2)], labels)
+        images = open_images(replace(parquet_set(tmp_path), labels=False), SMALL, None, 0)
+        assert (images.labels, images.classes) == (None, classes)
 
 
 def test_open_images_hash_covers_bytes_labels_and_preprocessing(tmp_path: Path) -> None:

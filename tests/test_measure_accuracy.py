@@ -9,7 +9,15 @@ from small_onnx import classify, draw_images, write_classifier
 
 from edgevit.backends import get_backend
 from edgevit.errors import BackendError, ImagesError
-from edgevit.measure.accuracy import agreement, correct, mean_kl, paired_bootstrap, predict, top1
+from edgevit.measure.accuracy import (
+    agreement,
+    correct,
+    expected_drop,
+    mean_kl,
+    paired_bootstrap,
+    predict,
+    top1,
+)
 from edgevit.target import Runtime, Target
 
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 5], [9, 1, 1]], np.float32)
@@ -124,3 +132,15 @@ def test_paired_bootstrap_of_a_model_that_lost_all_is_a_hundred_points() -> None
 def test_paired_bootstrap_of_other_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the same images for both, got \[3\] and \[2\]"):
         paired_bootstrap(np.full(3, True), np.full(2, True), seed=0)
+
+
+def test_expected_drop_is_what_the_reference_thinks_of_the_other_class() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], np.float32)
+    other = np.array([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]], np.float32)
+    assert expected_drop(np.log(probabilities), other) == pytest.approx(100 * (0.0 + 0.1) / 2, abs=1e-4)
+    assert expected_drop(np.log(probabilities), np.log(probabilities)) == 0.0
+
+
+def test_expected_drop_of_other_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        expected_drop(np.zeros((2, 3), np.float32), np.zeros((3, 3), np.float32))

@@ -4,10 +4,12 @@ import contextlib
 from pathlib import Path
 
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from toy_build import write_toy
+from toy_build import write_images, write_toy
 
-from edgevit.errors import MeasurementError, RecipeError
+from edgevit.errors import ImagesError, MeasurementError, RecipeError
 from edgevit.integrate.manifest import MANIFEST_FILE
 from edgevit.pipeline.line import build
 from edgevit.recipe import load_recipe
@@ -66,6 +68,59 @@ def test_int8_in_openvino_with_bf16_beside_it_shares_a_graph(tmp_path: Path) -> 
         assert found["int8-bf16"].slim.sha256 == found["int8"].slim.sha256
     else:
         assert [one.precision for one in report.not_built] == ["int8-bf16"]
+
+
+def test_int8_layers_are_in_the_report_with_what_each_costs(built: tuple[Report, Path]) -> None:
+    dense, slim = built[0].int8
+    assert (dense.side, slim.side) == ("dense", "slim")
+    names = {layer.name for layer in slim.layers}
+    assert {"patch_embed", "blocks.0.attn.q", "blocks.1.mlp.fc2", "head"} < names
+    assert all(layer.macs > 0 and layer.sqnr_db > 10 and layer.kl >= 0 for layer in slim.layers)
+    assert all(layer.returned is None for layer in slim.layers)
+    assert slim.before == slim.after
+    assert slim.after.agreement == built[0].results[1].parity["slim_fp32_int8_agreement"]
+
+
+def test_int8_layers_go_back_to_float_until_a_limit_holds(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, '"fp32", "int8"')
+    free = run(recipe, tmp_path / "out").int8[1]
+    limit = 0.5 * free.before.expected_drop
+    text = recipe.read_text()
+    recipe.write_text(f"{text}[int8]\nmax_drop = {limit}\n")
+    report = run(recipe, tmp_path / "out")
+    facts = report.int8[1]
+    returned = sorted(layer.returned for layer in facts.layers if layer.returned is not None)
+    assert returned == list(range(1, len(returned) + 1))
+    assert returned
+    assert facts.after.expected_drop <= limit < facts.before.expected_drop
+    stages = {stage.name: stage.reused for stage in report.stages}
+    assert stages["quantise slim"]  # another limit quantises nothing again
+    constants = {tensor.name for tensor in onnx.load(tmp_path / "out/onnx/int8.onnx").graph.initializer}
+    weights = {f"{layer.name}.weight" for layer in facts.layers if layer.returned is not None}
+    assert weights & constants
+    again = run(recipe, tmp_path / "out")
+    assert all(stage.reused for stage in again.stages if "int8" in stage.name and "time" not in stage.name)
+    assert again.int8 == report.int8
+
+
+def test_int8_calibrated_on_one_class_is_built_with_a_warning(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, '"fp32", "int8"')
+    files = sorted((tmp_path / "calibration").rglob("*.png"))
+    columns = {"image": [{"bytes": file.read_bytes()} for file in files], "label": [3] * len(files)}
+    pq.write_table(pa.table(columns), tmp_path / "calibration.parquet")
+    (tmp_path / "calibration.toml").write_text('kind = "parquet"\npath = "calibration.parquet"\n')
+    report = run(recipe, tmp_path / "out")
+    assert [line for line in report.warnings if "one class" in line] == [
+        "all 64 calibration images are of one class: what is fitted to them may not hold for others"
+    ]
+    assert report.evaluation is not None
+    assert report.evaluation.seen == 0.0
+
+
+def test_evaluation_on_calibration_images_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "evaluation", 24)
+    with pytest.raises(ImagesError, match=r"24 of the 24 .* those that \[calibration\] draws"):
+        run(write_recipe(tmp_path, '"fp32"'), tmp_path / "out")
 
 
 def test_int8_without_calibration_is_refused_at_once(tmp_path: Path) -> None:

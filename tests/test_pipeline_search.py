@@ -41,9 +41,7 @@ class Line(NamedTuple):
 
 
 def write(folder: Path, prune: str = SELECT, more: str = "") -> Path:
-    """Write a recipe whose evaluation images are others than its calibration images."""
-    if not (folder / "evaluation").is_dir():
-        write_images(folder / "evaluation", 24, seed=1)
+    """Write a recipe with a method that learns."""
     return write_toy(folder, plan=prune, more=more)
 
 

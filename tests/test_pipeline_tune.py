@@ -138,7 +138,6 @@ LABELS = (
 
 
 def test_tune_slim_with_labels_chooses_an_epoch_on_images_held_out(tmp_path: Path) -> None:
-    write_images(tmp_path / "evaluation", 24, seed=1)
     found, _ = tune(write_toy(tmp_path, more=TUNE + LABELS), tmp_path / "out")
     assert found.facts.labelled
     assert len(found.facts.validation) == 2
@@ -147,9 +146,8 @@ def test_tune_slim_with_labels_chooses_an_epoch_on_images_held_out(tmp_path: Pat
 
 
 def test_tune_slim_with_evaluation_images_among_those_learnt_from_is_refused(tmp_path: Path) -> None:
-    recipe = write_toy(
-        tmp_path, more=TUNE + "validation = 0.25\n"
-    )  # the same seeded images under other names
+    write_images(tmp_path / "evaluation", 24)  # the calibration's images under other names
+    recipe = write_toy(tmp_path, more=TUNE + "validation = 0.25\n")
     with pytest.raises(
         ImagesError,
         match=r"evaluation\.toml: \d+ of the 24 \[evaluation\] images are among those that \[tune\]",

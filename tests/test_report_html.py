@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import vl_convert
-from sample_report import report
+from sample_report import int8_facts, report
 
 from edgevit.errors import OutputError
 from edgevit.report import charts
@@ -248,3 +248,11 @@ def test_html_names_how_tokens_become_fewer(one: str) -> None:
     text = _Page(render_html([report().model_copy(update={"plan": plan})])).text
     assert "cells in input, 197 to 150 tokens; merge in blocks.3, 150 to 100 tokens." in text
     assert "Tokens become fewer" not in _Page(one).text
+
+
+def test_html_shows_what_each_layer_costs_in_int8(one: str) -> None:
+    assert "int8, layer by layer" not in one
+    text = render_html([report().model_copy(update={"int8": (int8_facts(),)})])
+    assert "int8, layer by layer" in text
+    assert "float, as number 1" in text
+    assert text.index("<th>blocks.0.mlp.fc2</th>") < text.index("<th>blocks.0.attn.k</th>")

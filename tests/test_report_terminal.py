@@ -4,11 +4,11 @@ import io
 
 import pytest
 from rich.console import Console
-from sample_report import report, result
+from sample_report import int8_facts, report, result
 
 from edgevit.report import phrases
 from edgevit.report.model import Report, Speedup, TuneFacts
-from edgevit.report.terminal import render, render_comparison
+from edgevit.report.terminal import render, render_comparison, render_int8
 
 NARROW = """\
 deit-tiny-orin  deit_tiny_patch16_224, weights: deit_tiny.safetensors
@@ -206,3 +206,38 @@ def test_findings_of_a_refusal_for_its_timing_say_so_once() -> None:
 )
 def test_numbers_are_written_with_fitting_digits(written: str, expected: str) -> None:
     assert written == expected
+
+
+INT8 = """\
+slim in int8: 1 of 3 layers (44.5% of their MACs) went back to float for
+max_drop 0.1; with all in int8: 0.31 points of top-1 expected to be lost, 98.4%
+alike; now: 0.08 points of top-1 expected to be lost, 99.2% alike, on 256
+calibration images against fp32.
+layer                 MACs  SQNR dB        KL  computed in
+──────────────────────────────────────────────────────────
+blocks.0.mlp.fc2  29.049 M     26.7  1.45e-03  float (1.)
+patch_embed       28.901 M     32.0  1.36e-03  int8
+blocks.0.attn.k    7.262 M     32.1  3.26e-05  int8
+"""
+
+
+def test_render_int8_shows_each_layer_and_what_went_back() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    render_int8(report().model_copy(update={"int8": (int8_facts(),)}), console)
+    assert console.file.getvalue().rstrip("\n") + "\n" == INT8
+
+
+def test_render_int8_without_such_a_graph_says_so() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    render_int8(report(), console)
+    assert console.file.getvalue() == "deit-tiny-orin has no graph in int8.\n"
+
+
+def test_findings_name_int8_only_where_layers_went_back() -> None:
+    whole, limited = int8_facts(returned=False), int8_facts()
+    found = phrases.findings(report().model_copy(update={"int8": (whole, limited)}))
+    assert [line for line in found if "in int8" in line] == [phrases.int8(limited)]
+    assert phrases.int8(whole) == (
+        "slim in int8: all 3 layers; 0.31 points of top-1 expected to be lost, 98.4% alike, on 256"
+        " calibration images against fp32."
+    )

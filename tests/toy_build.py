@@ -48,9 +48,9 @@ def write_toy(folder: Path, *, plan: str = PLAN, more: str = "", runtime: str = 
     """Write the toy recipe and all that it names into `folder`; `more` goes to the recipe's end."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "toy.safetensors").write_bytes(toy_weights())
-    for name, count in (("calibration", 64), ("evaluation", 24)):
+    for seed, (name, count) in enumerate((("calibration", 64), ("evaluation", 24))):
         if not (folder / name).is_dir():
-            write_images(folder / name, count)
+            write_images(folder / name, count, seed=seed)
         (folder / f"{name}.toml").write_text(f'kind = "folder"\npath = "{name}"\n')
     (folder / "short.toml").write_text(f'runtime = "{runtime}"\nthreads = 1\n{TIMING}')
     recipe = folder / "toy.toml"

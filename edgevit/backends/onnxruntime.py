@@ -15,11 +15,13 @@ from edgevit.backends.base import Session, require_file, require_kind, require_p
 from edgevit.backends.files import external_files
 from edgevit.backends.integer_form import write_integer_form
 from edgevit.backends.session import open_session, runtime_errors
-from edgevit.board import Installed, Options
+from edgevit.board import GRAPH_PRECISION, Installed, Options
 from edgevit.errors import BackendUnavailableError
 from edgevit.target import Precision, Target
 
 _PROVIDER = "CPUExecutionProvider"
+_NAMES: dict[Precision, str] = {"fp32": "f32", "fp16": "f16"}
+"""As OpenVINO calls them, so that reports have one word for each."""
 
 
 class OnnxRuntime:
@@ -72,6 +74,7 @@ class OnnxRuntime:
             # Without VNNI, sums of u8 by s8 products saturate at 16 bits; with weights in u8 none does.
             "session.x64quantprecision": "1",
             "log_severity_level": 3,  # errors only: warnings would run into the progress bars
+            GRAPH_PRECISION: _NAMES.get(precision, precision),
         }
         return Options("onnxruntime", _PROVIDER, settings)
 

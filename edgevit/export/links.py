@@ -57,13 +57,13 @@ def onnx_link(path: Path, threads: int = 0) -> Link:
         path: a file that edgevit exported.
         threads: of ONNX Runtime; 0 for all cores.
     """
-    session = _session(onnx.load(path, load_external_data=False), path, threads)
+    session = open_graph(onnx.load(path, load_external_data=False), path, threads)
 
     @cache
     def with_blocks() -> ort.InferenceSession:
         proto = onnx.load(path, load_external_data=False)
         proto.graph.output.extend(value for value in proto.graph.value_info if _is_block(value.name))
-        return _session(proto, path, threads)
+        return open_graph(proto, path, threads)
 
     def block_runner(block: str) -> Runner:
         return lambda images: _run(with_blocks(), block, images)
@@ -97,7 +97,17 @@ def _is_block(name: str) -> bool:
     return head == "blocks" and index.isdigit()
 
 
-def _session(proto: onnx.ModelProto, path: Path, threads: int) -> ort.InferenceSession:
+def open_graph(
+    proto: onnx.ModelProto, path: Path, threads: int, *, integer: bool = True
+) -> ort.InferenceSession:
+    """Load a graph into ONNX Runtime on the CPU.
+
+    Args:
+        proto: the graph.
+        path: a file beside which its external weights lie.
+        threads: of ONNX Runtime; 0 for all cores.
+        integer: compute between quantisers in integers where there are kernels; else in float, as written.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -106,6 +116,8 @@ def _session(proto: onnx.ModelProto, path: Path, threads: int) -> ort.InferenceS
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -113,3 +125,26 @@ def _run(session: Any, output: str, images: Batch) -> Batch:
     name = session.get_inputs()[0].name
     (found,) = session.run([output], {name: images})
     return np.asarray(found, np.float32)
+
+
+def first_not_finite(path: Path, image: Batch) -> str:
+    """Return the name of the first node that makes NaN or infinity of an image, [1, C, H, W].
+
+    Raises:
+        ValueError: all that the graph computes of it is finite.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    floats = {
+        name: node.name
+        for node in proto.graph.node
+        for name in node.output
+        if node.op_type not in ("Constant", "ConstantOfShape", "Shape")
+    }
+    shown = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in floats if name not in shown)
+    session = open_graph(proto, path, 0)
+    found = session.run(list(floats), {session.get_inputs()[0].name: image})
+    for name, value in zip(floats.values(), found, strict=True):
+        if not np.isfinite(value).all():
+            return str(name)
+    raise ValueError(f"{path}: every value is finite")

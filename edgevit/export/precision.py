@@ -52,6 +52,7 @@ def quantise(fp32: Path, images: Sequence[Batch], out: Path, *, smooth: bool) ->
                 " Take int8 out of `precisions`, and report this with the recipe."
             ) from error
     _require_symmetric(quantised, fp32)
+    _require_scales(quantised, fp32)
     out.write_bytes(quantised.SerializeToString(deterministic=True))
 
 
@@ -117,6 +118,11 @@ def _read(fp32: Path) -> onnx.ModelProto:
             " `precisions`."
         )
     model = onnx.load(fp32)
+    for tensor in model.graph.initializer:
+        if not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise ExportError(
+                f"{fp32}: {tensor.name} holds NaN or infinity, so that int8 has no range. Use other weights."
+            )
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.HasField("dim_value") and batch.dim_value != 1:
         raise ExportError(
@@ -137,6 +143,20 @@ def _require_symmetric(quantised: onnx.ModelProto, fp32: Path) -> None:
             f"{fp32}: expected NNCF to quantise it with zero points of 0, but {found}. This version of NNCF"
             " does it otherwise: install the one that edgevit[int8] names."
         )
+
+
+def _require_scales(quantised: onnx.ModelProto, fp32: Path) -> None:
+    """Make sure that every quantiser found a range: infinity has none."""
+    constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    for node in quantised.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        scale = onnx.numpy_helper.to_array(constants[node.input[1]])
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ExportError(
+                f"{fp32}: {node.input[0]} has no range on the calibration images (scale {scale.max():g}):"
+                " it holds NaN or infinity there. Look at the weights and at the preprocessing."
+            )
 
 
 def _import_nncf() -> ModuleType:

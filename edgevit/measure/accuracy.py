@@ -101,6 +101,23 @@ def mean_kl(dense: Logits, slim: Logits) -> float:
     return float((np.exp(log_dense) * (log_dense - log_slim)).sum(axis=1).mean())
 
 
+def expected_drop(reference: Logits, candidate: Logits) -> float:
+    """Return the points of top-1 that the reference, by its own probabilities, expects the candidate to lose.
+
+    Where both give one class, nothing is lost; elsewhere the reference takes its own class to be right with
+    probability p and the candidate's with q, and expects to lose p - q >= 0. No labels are needed, and the
+    figure is steadier than with them: of 256 images at an agreement of 0.98 five differ, and labels put
+    whole images of 0.4 points on either side.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    _require_same_shape(reference, candidate)
+    rows, own, other = np.arange(len(reference)), reference.argmax(axis=1), candidate.argmax(axis=1)
+    probabilities = np.exp(_log_softmax(reference))
+    return 100.0 * float((probabilities[rows, own] - probabilities[rows, other]).mean())
+
+
 def paired_bootstrap(
     correct_dense: NDArray[np.bool_], correct_slim: NDArray[np.bool_], seed: int
 ) -> Interval:

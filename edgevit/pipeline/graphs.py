@@ -24,6 +24,7 @@ from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
 from edgevit.preprocess import preprocess_to_json
 from edgevit.recipe import ExportSection
+from edgevit.report.model import Int8Facts
 from edgevit.store import JSON
 from edgevit.target import Target
 from edgevit.version import __version__
@@ -73,6 +74,8 @@ class Graphs:
     by_side: dict[str, Graph]
     parity: dict[str, float]
     """How far their outputs are from torch's, by name."""
+    int8: tuple[Int8Facts, ...] = ()
+    """Of graphs in int8: what their layers cost, and which are in float."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from edgevit.images import Images
 from edgevit.models.arch import Arch
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import Archs
-from edgevit.pipeline.sets import Sets
+from edgevit.pipeline.sets import Sets, seen_share
 from edgevit.pipeline.targets import Measured
 from edgevit.plan import Plan
 from edgevit.report.model import (
@@ -90,11 +90,16 @@ def make_report(
         calibration=_set(recipe.calibration.set, sets.calibration, labelled=False)
         if recipe.calibration
         else None,
-        evaluation=_set(evaluation.set, sets.evaluation, labelled=True) if evaluation else None,
+        evaluation=_set(evaluation.set, sets.evaluation, labelled=True, seen=seen_share(sets))
+        if evaluation
+        else None,
         searches=found.searches,
         tune=found.tune,
         results=measured.results,
         not_built=measured.not_built,
+        int8=tuple(
+            facts for made in measured.graphs.values() for graphs in made.values() for facts in graphs.int8
+        ),
         preflights=measured.preflights,
         kits=tuple(facts for _, facts in measured.kits),
         machine=_machine(found.versions),
@@ -121,7 +126,7 @@ def _source(inputs: Inputs, found: Found) -> SourceFacts:
     )
 
 
-def _set(name: str, images: Images | None, *, labelled: bool) -> SetFacts | None:
+def _set(name: str, images: Images | None, *, labelled: bool, seen: float | None = None) -> SetFacts | None:
     if images is None:
         return None
     return SetFacts(
@@ -130,11 +135,12 @@ def _set(name: str, images: Images | None, *, labelled: bool) -> SetFacts | None
         sha256=images.sha256,
         labelled=labelled and images.labels is not None,
         skipped=images.skipped_names,
+        seen=seen,
     )
 
 
 def _warnings(inputs: Inputs, found: Found) -> list[str]:
-    recipe, sets = inputs.recipe.recipe, found.sets
+    sets = found.sets
     warnings = []
     if found.random_weights:
         warnings.append(
@@ -150,14 +156,11 @@ def _warnings(inputs: Inputs, found: Found) -> list[str]:
         warnings.append("no [evaluation] images: neither accuracy nor agreement is known")
     elif sets.evaluation.labels is None:
         warnings.append("the evaluation images have no labels: only the agreement is known")
-    same = (
-        (sets.calibration is not None or sets.tuning is not None)
-        and sets.evaluation is not None
-        and recipe.calibration
-        and recipe.evaluation
-    )
-    if same and _same_set(inputs):
-        warnings.append("calibration and evaluation use the same image set: the accuracy is flattered")
+    if sets.calibration is not None and sets.calibration.classes == 1 and len(sets.calibration) > 1:
+        warnings.append(
+            f"all {len(sets.calibration)} calibration images are of one class: what is fitted to them may"
+            " not hold for others"
+        )
     return warnings
 
 
@@ -178,11 +181,6 @@ def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:
                 " other programs were running, time it again on a quiet machine before you rely on it"
             )
     return warnings
-
-
-def _same_set(inputs: Inputs) -> bool:
-    first, second = inputs.calibration, inputs.evaluation
-    return first is not None and second is not None and first.path.resolve() == second.path.resolve()
 
 
 def _reductions(arch: Arch) -> Iterator[ReductionFacts]:

@@ -93,7 +93,7 @@ class _Drawn:
         if key not in self.found:
             source = self.inputs.calibration
             if not labels_for:
-                source = replace(source, set=source.set.model_copy(update={"label": ""}))
+                source = replace(source, labels=False)
             default = self.dense.loaded.preprocess
             images = open_images(source, default, count, recipe.calibration.seed, self.stages.progress)
             if labels_for:
@@ -112,22 +112,39 @@ def _naming(*where: object) -> Iterator[None]:
         raise ImagesError(": ".join(map(str, (*where, error)))) from error
 
 
+def seen_share(sets: Sets) -> float | None:
+    """Return the share of the evaluation images that the build also looks at elsewhere; None without them."""
+    if sets.evaluation is None:
+        return None
+    others = (sets.calibration, sets.tuning, *sets.searching.values())
+    return max((_share_of(sets.evaluation, images) for images in others if images is not None), default=0.0)
+
+
+def _share_of(evaluation: Images, images: Images) -> float:
+    return len(set(images.digests) & set(evaluation.digests)) / len(evaluation)
+
+
 def _refuse_seen(inputs: Inputs, sets: Sets) -> None:
-    """Refuse an evaluation on images whose labels are learnt from, or on which an epoch is chosen.
+    """Refuse an evaluation on images that are calibrated on or learnt from.
 
     A few equal images are let pass: large public sets have some, and they change no figure that is shown.
     """
     tune = inputs.recipe.recipe.tune
-    learnt_from = dict.fromkeys(sets.searching.values(), "a method's search learns from")
-    if sets.tuning is not None and tune is not None and (tune.labels or tune.validation):
-        learnt_from[sets.tuning] = "[tune] learns from or chooses its epoch on"
+    looked_at = dict.fromkeys(sets.searching.values(), "a method's search learns from")
+    if sets.tuning is not None and tune is not None:
+        labelled = tune.labels or tune.validation
+        how = "[tune] learns from or chooses its epoch on" if labelled else "[tune] learns from"
+        looked_at.setdefault(sets.tuning, how)
+    if sets.calibration is not None:
+        looked_at.setdefault(sets.calibration, "[calibration] draws")
     if sets.evaluation is None or inputs.evaluation is None:
         return
-    for images, what in learnt_from.items():
-        seen = set(images.digests) & set(sets.evaluation.digests)
-        if len(seen) > _SEEN_SHARE * len(sets.evaluation):
+    for images, what in looked_at.items():
+        share = _share_of(sets.evaluation, images)
+        if share > _SEEN_SHARE:
+            total = len(sets.evaluation)
             raise ImagesError(
-                f"{inputs.evaluation.path}: {len(seen)} of the {len(sets.evaluation)} [evaluation] images are"
+                f"{inputs.evaluation.path}: {round(share * total)} of the {total} [evaluation] images are"
                 f" among those that {what}: their accuracy would flatter the slim model. Evaluate on others."
             )
 

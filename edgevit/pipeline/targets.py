@@ -49,7 +49,8 @@ def measure_targets(
     archs = Archs(models[0].loaded.model.arch, models[1].loaded.model.arch)
     probe = make_probe(sets.evaluation or sets.calibration, archs.dense)
     sides = dict(zip(SIDES, models, strict=True))
-    files = GraphFiles(stages, sides, plan_sha256(plan), probe, sets.calibration)
+    limits = inputs.recipe.recipe.int8_limits
+    files = GraphFiles(stages, sides, plan_sha256(plan), probe, sets.calibration, limits)
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []

@@ -9,8 +9,9 @@ from typing import get_args
 
 from edgevit.backends import get_backend
 from edgevit.backends.files import MODEL_SUFFIXES
+from edgevit.backends.graph_precision import graph_precision
 from edgevit.board import Conditions, Machine, draw_sample, read_conditions, read_machine, timed_shape
-from edgevit.errors import RecipeError
+from edgevit.errors import BackendError, RecipeError
 from edgevit.measure.protocol import Measurement, measure_pair, require_same_shape, summarise, until_trusted
 from edgevit.measure.remote import Answered, take_on_board
 from edgevit.measure.ssh import Board
@@ -53,7 +54,8 @@ def choose_artefacts(path: Path, against: Path | None, target: Target, precision
     """Find what a path means: a build directory, a folder with one model file, or that file itself.
 
     A build gives its slim artefact against its dense one, in the precision it chose. Any other file is in the
-    precision that its folder is named after, as builds name them, else in the target's first.
+    precision that its folder is named after, as builds name them, else in the one that an ONNX graph has,
+    where that is not fp32, else in the target's first.
 
     Args:
         path: what the user names.
@@ -72,7 +74,7 @@ def choose_artefacts(path: Path, against: Path | None, target: Target, precision
         slim, dense, built = _artefacts_of_build(path, target.name, wanted)
         chosen = Chosen(slim, reference or dense, built)
     else:
-        chosen = Chosen(model, reference, wanted or _known(model.parent.name) or target.precisions[0])
+        chosen = Chosen(model, reference, wanted or _said_by(model) or target.precisions[0])
     for file in chosen.in_order:
         if not file.is_file():
             found = "a folder" if file.is_dir() else "no such file"
@@ -80,6 +82,18 @@ def choose_artefacts(path: Path, against: Path | None, target: Target, precision
                 f"{file}: expected a built artefact, found {found}. Give the file that a build made."
             )
     return chosen
+
+
+def _said_by(model: Path) -> Precision | None:
+    """Return the precision that a file's folder or graph tells; fp32 tells nothing, as bf16 is made of it."""
+    named = _known(model.parent.name)
+    if named is not None or model.suffix != ".onnx":
+        return named
+    try:
+        found = graph_precision(model)
+    except BackendError:  # loading it says better what is wrong with it
+        return None
+    return None if found == "fp32" else found
 
 
 def time_here(chosen: Chosen, target: Target, progress: Progress) -> Timed:

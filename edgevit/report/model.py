@@ -137,6 +137,8 @@ class SetFacts(Part):
     labelled: bool
     skipped: tuple[str, ...]
     """Corrupt images that the set allowed to skip."""
+    seen: Fraction | None = None
+    """Of the evaluation images: share that is also calibrated on or learnt from. None for other sets."""
 
 
 class Latency(Part):
@@ -267,6 +269,51 @@ class KitFacts(Part):
     """Below the build directory."""
 
 
+class Int8Loss(Part):
+    """What int8 costs against the same model in fp32, on the calibration images that gave the ranges."""
+
+    expected_drop: float
+    """Points of top-1 that fp32's own probabilities expect to be lost; needs no labels."""
+    agreement: Fraction
+    kl: float
+    """Mean KL(fp32 || int8) in nats."""
+
+
+class Int8Layer(Part):
+    """One layer of an int8 graph, by itself: all others are in float."""
+
+    name: str
+    block: str | None
+    """None for what is before and behind the blocks."""
+    macs: Count
+    sqnr_db: float
+    """Signal over quantisation noise at its output, decibels."""
+    kl: float
+    """What it alone changes in the answers: mean KL(fp32 || this layer in int8), nats."""
+    returned: Count | None = None
+    """Place among the layers that went back to float, from 1; None: it is computed in int8."""
+
+
+class Int8Facts(Part):
+    """One model's graph in int8: which layers cost what, and which went back to float."""
+
+    side: str
+    """"dense" or "slim"."""
+    graph: str
+    """The form of the graph, as its folder is called where a build has several."""
+    smooth_quant: bool
+    images: Count
+    """That ranges and losses were taken from."""
+    max_drop: float | None
+    """The limits that decided; None limits nothing."""
+    min_agreement: float | None
+    before: Int8Loss
+    """With every layer in int8."""
+    after: Int8Loss
+    layers: tuple[Int8Layer, ...]
+    """In the order of the graph."""
+
+
 class StageFacts(Part):
     """What one stage of the pipeline cost."""
 
@@ -342,6 +389,8 @@ class Report(Part):
     """None where the recipe asks for no training."""
     results: tuple[Result, ...]
     not_built: tuple[NotBuilt, ...] = ()
+    int8: tuple[Int8Facts, ...] = ()
+    """Of each graph in int8."""
     preflights: tuple[PreflightFacts, ...] = ()
     """Of targets with TensorRT."""
     kits: tuple[KitFacts, ...] = ()

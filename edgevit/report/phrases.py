@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from edgevit.report.model import Drop, Interval, ReductionFacts, Report, Result, SetFacts
+from edgevit.report.model import (
+    Drop,
+    Int8Facts,
+    Int8Layer,
+    Int8Loss,
+    Interval,
+    ReductionFacts,
+    Report,
+    Result,
+    SetFacts,
+)
 
 NONE = "-"
 
@@ -124,6 +134,32 @@ def reduction(facts: ReductionFacts) -> str:
     return f"{facts.strategy} in {facts.place}, {facts.before} to {facts.after} tokens"
 
 
+def int8(facts: Int8Facts) -> str:
+    """Say what a graph in int8 costs, which layers went back to float for that, and why."""
+    what = f"{facts.side} in int8"
+    returned = [layer for layer in facts.layers if layer.returned is not None]
+    loss = f"{_int8_loss(facts.after)}, on {facts.images} calibration images against fp32"
+    if not returned:
+        return f"{what}: all {len(facts.layers)} layers; {loss}."
+    total = sum(layer.macs for layer in facts.layers)
+    share_of_macs = share(sum(layer.macs for layer in returned) / total)
+    limits = {"max_drop": facts.max_drop, "min_agreement": facts.min_agreement}
+    asked = " and ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit is not None)
+    return (
+        f"{what}: {len(returned)} of {len(facts.layers)} layers ({share_of_macs} of their MACs) went back to"
+        f" float for {asked}; with all in int8: {_int8_loss(facts.before)}; now: {loss}."
+    )
+
+
+def _int8_loss(loss: Int8Loss) -> str:
+    return f"{loss.expected_drop:.2f} points of top-1 expected to be lost, {share(loss.agreement)} alike"
+
+
+def by_cost(facts: Int8Facts) -> list[Int8Layer]:
+    """Order layers as they would go back to float: most KL for their MACs first."""
+    return sorted(facts.layers, key=lambda layer: -layer.kl / max(1, layer.macs))
+
+
 def training(report: Report) -> str | None:
     """Say what the training changed; None where nothing was trained or evaluated."""
     tune = report.tune
@@ -157,7 +193,8 @@ def findings(report: Report) -> list[str]:
     ]
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
-    return [*said, *trained, *none, *refused, *untrusted, *missing, *_parsers(report)]
+    limited = [int8(f) for f in report.int8 if any(layer.returned is not None for layer in f.layers)]
+    return [*said, *trained, *none, *refused, *untrusted, *missing, *limited, *_parsers(report)]
 
 
 def _parsers(report: Report) -> list[str]:

@@ -16,7 +16,7 @@ from edgevit.report.model import ArtefactFacts, Report, Result, SlimFacts
 _WIDE = 140
 """From this many columns on, one table holds everything; below it, sizes and times have one each."""
 
-_WORDS = {"build", "candidate", "model", "verdict"}
+_WORDS = {"build", "candidate", "computed in", "layer", "model", "verdict"}
 """Columns of words; all others hold numbers."""
 
 
@@ -35,6 +35,22 @@ def render(report: Report, console: Console) -> None:
     console.print()
     for finding in phrases.findings(report):
         console.print(Text(finding))
+
+
+def render_int8(report: Report, console: Console) -> None:
+    """Print what each layer of the int8 graphs costs, the worst bargain first, and which are in float."""
+    if not report.int8:
+        console.print(Text(f"{report.name} has no graph in int8."))
+    for facts in report.int8:
+        console.print(Text(phrases.int8(facts)))
+        table = _table("layer", "MACs", "SQNR dB", "KL", "computed in")
+        for layer in phrases.by_cost(facts):
+            kind = "int8" if layer.returned is None else f"float ({layer.returned}.)"
+            table.add_row(
+                layer.name, phrases.count(layer.macs), f"{layer.sqnr_db:.1f}", f"{layer.kl:.2e}", kind
+            )
+        console.print(table)
+        console.print()
 
 
 def render_comparison(reports: Sequence[Report], console: Console) -> None:

@@ -1,7 +1,9 @@
 """Quantise DeiT-Tiny and DeiT-Small, and measure what int8 costs and gains against fp32 in both CPU runtimes.
 
-    python tools/bench/precision.py --parts accuracy quantising     # minutes of CPU
-    python tools/bench/precision.py --parts speed --seconds 20      # alone on the machine
+    python tools/bench/precision.py --parts accuracy limited others quantising     # minutes of CPU
+    python tools/bench/precision.py --parts speed others-speed --seconds 20        # alone on the machine
+
+`--keep` a folder, so that times are taken of the very graphs whose accuracy was.
 
 Accuracy: DeiT-T's ImageNet weights, calibrated on 256 unlabelled images of imagenet_train1000, evaluated on
 imagenet_val650. Times of quantising include the reading of statistics, not the decoding of images.
@@ -10,9 +12,11 @@ imagenet_val650. Times of quantising include the reading of statistics, not the 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +37,7 @@ from subjects import (
 
 from edgevit.backends import get_backend
 from edgevit.board import read_installed
+from edgevit.export.int8_layers import Int8Graph
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise
@@ -41,13 +46,17 @@ from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired
 from edgevit.measure.protocol import measure_pair
 from edgevit.models.layers import SlimViT
 from edgevit.models.load import ModelSource, load_model
+from edgevit.pipeline.int8 import control_int8
 from edgevit.plan import Counts
+from edgevit.recipe import Int8Section
 from edgevit.slim import SlimOptions
 from edgevit.target import Precision, Runtime, Target, Timing
 
 RUNTIMES: dict[Runtime, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 SMALL = "deit_small_patch16_224"
 SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
+LIMIT = 0.05
+"""Points of top-1 that int8 is allowed in the part `limited`."""
 _LARGEST_DROP: dict[Runtime, float] = {"openvino": 0.3, "onnxruntime": 0.5}
 
 
@@ -93,6 +102,14 @@ class Bench:
             quantise(paths["fp32"], self.calibration(), paths["int8"], smooth=False)
         return paths
 
+    def other(self, variant: Variant) -> Path:
+        """Return DeiT-T quantised otherwise than edgevit does."""
+        path = self.folder / variant.file
+        if not path.is_file():
+            TOLD.say(f"quantising: {variant.name}")
+            quantise_otherwise(self.graphs("dense")["fp32"], self.calibration(), variant, path)
+        return path
+
     def _model(self, name: str) -> SlimViT:
         if name == "dense":
             return self.dense.model
@@ -133,6 +150,93 @@ def accuracy(bench: Bench, notebook: Notebook) -> None:
                     f"{title}, {precision}: {RUNTIMES[runtime]}", cells(reference, found, labels, wanted)
                 )
                 notebook.write("precision", [row])
+
+
+def limited(bench: Bench, notebook: Notebook) -> None:
+    """Put layers of DeiT-T back into float until int8 holds a limit on calibration images; then evaluate."""
+    graphs, images = bench.graphs("dense"), bench.evaluation()
+    graph = Int8Graph(graphs["fp32"], graphs["int8"])
+    limits = Int8Section(max_drop=LIMIT)
+    found, choice = control_int8(graph, graphs["fp32"], bench.calibration(), limits, TOLD)
+    path = bench.folder / "dense-limited.onnx"
+    graph.write(path, choice.in_float)
+    macs = {one.layer.name: one.layer.macs for one in found}
+    share = sum(macs[name] for name in choice.in_float) / sum(macs.values())
+    TOLD.say(f"in float: {', '.join(choice.in_float) or 'none'}; {choice.before} -> {choice.after}")
+    what = (
+        f"DeiT-T, int8 with max_drop = {LIMIT} ({len(choice.in_float)} layers, {share:.1%} of MACs in float)"
+    )
+    for runtime, title in RUNTIMES.items():
+        target = bench.target(runtime)
+        reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
+        answers = logits_of(target, "int8", path, bench.folder / "limited", images)
+        wanted = Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98)
+        notebook.write(
+            "precision", [Row(f"{what}: {title}", cells(reference, answers, labels_of(images), wanted))]
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to quantise that edgevit does not take."""
+
+    name: str
+    file: str
+    preset: str
+    """NNCF's: "MIXED" gives activations zero points."""
+    runtimes: tuple[Runtime, ...]
+
+
+OTHERS = (
+    Variant("asymmetric activations, Q/DQ graph", "asymmetric.onnx", "MIXED", ("openvino", "onnxruntime")),
+    Variant("symmetric, NNCF's own OpenVINO path", "native.xml", "PERFORMANCE", ("openvino",)),
+    Variant(
+        "asymmetric activations, NNCF's own OpenVINO path", "native-asymmetric.xml", "MIXED", ("openvino",)
+    ),
+)
+
+
+def quantise_otherwise(fp32: Path, images: list[Batch], variant: Variant, out: Path) -> None:
+    """Let NNCF quantise the ONNX graph, or OpenVINO's model of it, without SmoothQuant."""
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+    import onnx
+    import openvino
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+    )
+
+    native = out.suffix == ".xml"
+    model = openvino.Core().read_model(fp32) if native else onnx.load(fp32)
+    found = nncf.quantize(
+        model,
+        nncf.Dataset(images, (lambda image: image) if native else (lambda image: {"image": image})),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset[variant.preset],
+        subset_size=len(images),
+        advanced_parameters=AdvancedQuantizationParameters(
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+        ),
+    )
+    if native:
+        openvino.save_model(found, out, compress_to_fp16=False)
+    else:
+        onnx.save(found, out)
+
+
+def others(bench: Bench, notebook: Notebook) -> None:
+    """Evaluate DeiT-T quantised otherwise, in the runtimes that take it, as the part `accuracy` does."""
+    graphs, images = bench.graphs("dense"), bench.evaluation()
+    for variant in OTHERS:
+        path = bench.other(variant)
+        for runtime in variant.runtimes:
+            target = bench.target(runtime)
+            reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
+            with get_backend(runtime).load(path, target, "int8") as session:
+                answers = predict(session, images.batches(1))
+            row = cells(reference, answers, labels_of(images), (None, None))
+            notebook.write("precision", [Row(f"DeiT-T, {variant.name}: {RUNTIMES[runtime]}", row)])
 
 
 def cells(
@@ -180,18 +284,52 @@ def quantising(bench: Bench, notebook: Notebook) -> None:
     notebook.write("precision-quantising", [Row("DeiT-S", row)])
 
 
-def speed(bench: Bench, notebook: Notebook) -> None:
-    """Time int8 against fp32, dense DeiT-T, in both runtimes."""
-    quick, seconds = bench.arguments.quick, bench.arguments.seconds
-    timing = Timing(
+def timing_of(bench: Bench) -> Timing:
+    """Return how long pairs are timed."""
+    quick = bench.arguments.quick
+    return Timing(
         warmup_s=0.2 if quick else 2.0,
-        seconds=1.0 if quick else seconds,
+        seconds=1.0 if quick else bench.arguments.seconds,
         min_samples=10 if quick else 100,
         max_samples=100_000,
         max_interval_ratio=0.05,
     )
+
+
+def noise_of(bench: Bench) -> Batch:
+    """Return one image of noise."""
+    shape = (1, *bench.dense.model.arch.image)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def others_speed(bench: Bench, notebook: Notebook) -> None:
+    """Time edgevit's int8 artefact against what is quantised otherwise; 1 and more: edgevit's is as fast."""
+    ours = bench.graphs("dense")["int8"]
+    for variant in OTHERS:
+        path = bench.other(variant)
+        for runtime in variant.runtimes:
+            target, backend = bench.target(runtime), get_backend(runtime)
+            artefact = backend.build(ours, target, "int8", bench.folder / runtime / "int8")
+            with backend.load(path, target, "int8") as one, backend.load(artefact, target, "int8") as other:
+                found = measure_pair(one, other, noise_of(bench), timing_of(bench))
+            assert found.candidate is not None
+            assert found.speedup is not None
+            ratio, trusted = found.speedup, found.verdict == "trusted"
+            wanted = Bound(low=0.97) if path.suffix == ".xml" else None
+            row: dict[str, Figure | str] = {
+                "otherwise, ms": Figure(found.reference.median, ".2f"),
+                "edgevit's Q/DQ graph, ms": Figure(found.candidate.median, ".2f"),
+                "ratio": Figure(ratio.value, ".3f", (ratio.low, ratio.high), wanted, trusted),
+                "verdict": found.verdict if trusted else f"untrusted: {found.why}",
+            }
+            title = f"DeiT-T, {variant.name}: {RUNTIMES[runtime]}, {target.threads} threads"
+            notebook.write("precision-others-speed", [Row(title, row)])
+
+
+def speed(bench: Bench, notebook: Notebook) -> None:
+    """Time int8 against fp32, dense DeiT-T, in both runtimes."""
+    timing, noise = timing_of(bench), noise_of(bench)
     graphs = bench.graphs("dense")
-    noise = np.random.default_rng(0).standard_normal((1, *bench.dense.model.arch.image)).astype(np.float32)
     for runtime in RUNTIMES:
         target, backend = bench.target(runtime), get_backend(runtime)
         reference = backend.build(graphs["fp32"], target, "fp32", bench.folder / runtime / "fp32")
@@ -220,7 +358,14 @@ def speed(bench: Bench, notebook: Notebook) -> None:
             )
 
 
-PARTS = {"accuracy": accuracy, "quantising": quantising, "speed": speed}
+PARTS = {
+    "accuracy": accuracy,
+    "limited": limited,
+    "others": others,
+    "quantising": quantising,
+    "speed": speed,
+    "others-speed": others_speed,
+}
 
 
 def main() -> None:
