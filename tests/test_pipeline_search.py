@@ -19,11 +19,13 @@ from edgevit.pipeline.models import Saved, load_dense, slim_dense
 from edgevit.pipeline.search import Searched, run_searches
 from edgevit.pipeline.sets import open_sets
 from edgevit.pipeline.stages import Stages
+from edgevit.pipeline.tune import distil_options
 from edgevit.plan import Plan
 from edgevit.progress import Progress, silent
-from edgevit.recipe import load_recipe
+from edgevit.recipe import TuneSection, load_recipe
 from edgevit.slim import SlimOptions
 from edgevit.store import Store
+from edgevit.tune.distil import Distillation
 from edgevit.tune.gates import fold_gates
 
 SEARCH = 'search = { images = 24, batch = 8, epochs = 2, checkpoint_steps = 2, precision = "fp32" }\n'
@@ -208,3 +210,6 @@ def test_line_with_intra_head_cuts_channels_too(tmp_path: Path) -> None:
     found = run(write(tmp_path, prune), tmp_path / "out")
     assert found.slim.loaded.model.arch.embed == 36
     assert found.slim.loaded.model.arch == slim_arch(found.dense.loaded.model.arch, found.plan)
+    options = distil_options(TuneSection(precision="fp32"), found.plan)
+    compared = Distillation(found.slim.loaded.model, found.dense.loaded.model, options)
+    assert [len(kept) for kept in compared.kept if kept is not None] == [36] * len(found.plan.blocks)

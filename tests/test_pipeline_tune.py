@@ -48,7 +48,7 @@ def tune(recipe: Path, out: Path, progress: Progress = silent) -> tuple[Tuned, S
         counts = Counts(qk_dim=12, hidden=96)  # those of the toy recipe
         plan = plan_from_counts(read_anatomy(dense.loaded.model.arch), counts, dead_tokens=True)
         slim = slim_dense(stages, dense, plan, options, sets.calibration)
-        return tune_slim(stages, dense, slim, distil_options(section), sets.tuning), stages
+        return tune_slim(stages, dense, slim, distil_options(section, plan), sets.tuning), stages
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from toy_build import write_images
+from toy_streams import MODELS, some_channels, with_zero_channels
 from toy_training import checkpoint_in
-from toy_vits import few_cause_images, fewer_tokens, toy_arch, toy_model, toy_plan
+from toy_vits import few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.images import Images, ImageSet, LoadedSet, open_images
 from edgevit.models.arch import Reads
@@ -16,6 +17,7 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import reduce_tokens
 from edgevit.plan import Choice, Counts, Strategy
 from edgevit.preprocess import Preprocess
+from edgevit.slim.channels import cut_channels
 from edgevit.slim.select import slim_by_selection
 from edgevit.training import Training
 from edgevit.tune.distil import Distil, Distillation, compared_blocks, distil
@@ -60,6 +62,29 @@ def test_distillation_of_a_cut_student_has_both_terms(counts: Counts) -> None:
     assert 0 < logits < both
     once = loss_of(dense, slim, Distil(hidden_states=1.0))
     assert both - logits == pytest.approx(2 * (once - logits), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "mean", "Swin", "CCT"])
+def test_distillation_compares_the_channels_that_were_kept(name: str) -> None:
+    dense = MODELS[name]()
+    kept = some_channels(dense)
+    teacher = with_zero_channels(dense, kept)
+    student = cut_channels(teacher, kept)
+    images = noise_images(4, dense.arch)
+    with torch.no_grad():
+        found = Distillation(student, teacher, Distil(channels=kept))(images)
+        assert float(found) == pytest.approx(0, abs=1e-5)
+        others = tuple(tuple(range(len(channels))) for channels in kept)
+        assert float(Distillation(student, teacher, Distil(channels=others))(images)) > 0.1
+
+
+def test_distillation_of_a_student_without_some_channels_asks_which() -> None:
+    dense = toy_model()
+    student = cut_channels(dense, some_channels(dense))
+    with pytest.raises(ValueError, match=r"blocks\.0 of the slim model has 16 in its stream, expected 24"):
+        Distillation(student, dense, Distil())
+    logits = Distil(hidden_states=0.0)
+    assert loss_of(dense, student, logits) > 0
 
 
 def test_distillation_logits_term_is_kl_at_the_temperature() -> None:

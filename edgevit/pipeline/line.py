@@ -109,7 +109,8 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     slim = untuned = slim_dense(stages, searched.start, plan, repair, sets.calibration)
     tuned = None
     if recipe.tune is not None and sets.tuning is not None:
-        slim, tuned = tune_slim(stages, dense, slim, distil_options(recipe.tune), sets.tuning)
+        options = distil_options(recipe.tune, plan)
+        slim, tuned = tune_slim(stages, dense, slim, options, sets.tuning)
     archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
     found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), searched.facts, tuned)
     return _Made(dense, slim, untuned, plan_file, found)

@@ -11,6 +11,7 @@ from edgevit.models.load import save_model
 from edgevit.pipeline.models import Saved, open_saved
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.trainings import run_training, training_facts, training_key
+from edgevit.plan import Plan
 from edgevit.recipe import TuneSection
 from edgevit.report.model import TuneFacts
 from edgevit.store import JSON
@@ -28,8 +29,13 @@ class Tuned(NamedTuple):
     facts: TuneFacts
 
 
-def distil_options(section: TuneSection) -> Distil:
-    """Return what a recipe's [tune] asks for, with its precision decided for this machine."""
+def distil_options(section: TuneSection, plan: Plan) -> Distil:
+    """Return what a recipe's [tune] asks for, with its precision decided for this machine.
+
+    Args:
+        section: [tune].
+        plan: what remained, so that the channels of both models' streams can be compared.
+    """
     training = section.training(resolve_precision(section.precision))
     return Distil(
         replace(training, ema=section.ema),
@@ -41,6 +47,7 @@ def distil_options(section: TuneSection) -> Distil:
         drop_path=section.drop_path,
         augment=section.augment,
         validation=section.validation,
+        channels=plan.channels,
     )
 
 

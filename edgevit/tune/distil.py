@@ -17,7 +17,9 @@ from torch.nn import functional
 from edgevit.images import Images, required_labels
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
+from edgevit.models.narrow import stages
 from edgevit.models.reduction import Reduction, reduce_tokens
+from edgevit.plan import Indices
 from edgevit.progress import Progress, silent
 from edgevit.training import Augment, Training
 from edgevit.tune.checkpoint import CheckpointFile
@@ -48,6 +50,8 @@ class Distil:
     augment: Augment = "crop"
     validation: float = 0.0
     """Share of the images held out, on which the best epoch is chosen; 0: the last is the result."""
+    channels: tuple[Indices, ...] | None = None
+    """Which channels of the dense model's stream the slim one's are, for each stage; None: all, in order."""
 
 
 def distil(
@@ -72,6 +76,7 @@ def distil(
         TrainingError: the loss is not finite.
         WeightsError: the checkpoint is damaged or of another training.
         ImagesError: an image cannot be read, or labels are missing or do not fit.
+        ValueError: the slim model's stream has other channels than the options say.
     """
     target = None
     if options.labels:
@@ -97,16 +102,21 @@ class Distillation(Objective):
 
     Reference: Hinton et al. 2015, arXiv:1503.02531, for the logits; Romero et al. 2015, arXiv:1412.6550, for
     the hidden states.
-    Differs: labels take part only where asked for, and hidden states need no projection, as slimming leaves
-        the width; where channels of the stream were cut, streams are not compared.
+    Differs: labels take part only where asked for, and hidden states need no projection: slimming leaves the
+        channels of the stream as they are, or cuts some, and then those that stay are compared.
+
+    Raises:
+        ValueError: the student's stream has other channels than the options say.
     """
 
     def __init__(self, student: SlimViT, teacher: SlimViT, options: Distil) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher.requires_grad_(False)
         self.options = options
-        widths = [[block.embed for block in model.arch.blocks] for model in (student, teacher)]
-        self.compared = compared_blocks(teacher.arch) if widths[0] == widths[1] else ()
+        self.compared: tuple[int, ...] = ()
+        if options.hidden_states:
+            self.compared = compared_blocks(teacher.arch)
+            self.kept = _kept_channels(student.arch, teacher.arch, options.channels)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the student's mode; the teacher always evaluates."""
@@ -135,8 +145,10 @@ class Distillation(Objective):
                 wanted = _run(self.teacher, images, self.compared)
             divergence = _divergence(found.logits.float(), wanted.logits.float(), options.temperature)
             losses = losses + options.logits * divergence
-            if options.hidden_states and self.compared:
-                errors = [_error(own, aim) for own, aim in zip(found.streams, wanted.streams, strict=True)]
+            if self.compared:
+                aims = zip(self.compared, wanted.streams, strict=True)
+                streams = [_with_channels(aim, self.kept[number - 1]) for number, aim in aims]
+                errors = [_error(own, aim) for own, aim in zip(found.streams, streams, strict=True)]
                 losses = losses + options.hidden_states * torch.stack(errors).mean(dim=0)
         if targets is not None:
             losses = losses + options.labels * cross_entropy(found.logits, targets)
@@ -153,6 +165,23 @@ def compared_blocks(teacher: Arch) -> tuple[int, ...]:
     merging = next((number for number, dims in enumerate(teacher.blocks, start=1) if dims.merged), depth + 1)
     merging = 1 if teacher.merged else merging
     return tuple(sorted({math.ceil(depth * third / 3) for third in (1, 2, 3)} & set(range(1, merging))))
+
+
+def _kept_channels(student: Arch, teacher: Arch, channels: tuple[Indices, ...] | None) -> list[Tensor | None]:
+    """Return for each block which channels of the teacher's stream behind it the student has; None: all.
+
+    Raises:
+        ValueError: a block of the student has other ones.
+    """
+    kept = [None if channels is None else torch.tensor(channels[stage]) for stage in stages(teacher)]
+    for index, (own, full, here) in enumerate(zip(student.blocks, teacher.blocks, kept, strict=True)):
+        named = full.embed if here is None else len(here)
+        if named != own.embed:
+            raise ValueError(
+                f"channels: blocks.{index} of the slim model has {own.embed} in its stream, expected {named}."
+                " Name those that it kept of the dense model's, or set hidden_states = 0."
+            )
+    return kept
 
 
 class _Stream(NamedTuple):
@@ -183,6 +212,12 @@ def _run(model: SlimViT, images: Tensor, compared: tuple[int, ...]) -> _Seen:
         if number in compared:
             streams.append(_Stream(x, merges))
     return _Seen(streams, model.classify(x, sizes))
+
+
+def _with_channels(stream: _Stream, kept: Tensor | None) -> _Stream:
+    if kept is None:
+        return stream
+    return _Stream(stream.tokens.index_select(2, kept.to(stream.tokens.device)), stream.merges)
 
 
 def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:

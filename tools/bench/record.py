@@ -41,6 +41,9 @@ _FLAGS = {  # what decides which kernels a runtime picks, by the kernel's name f
     "amx": ("amx_tile",),
 }
 
+_PLACES = ("--keep", "--out")
+"""Options of the scripts that say where files are kept."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -272,7 +275,7 @@ def _number(load: float | None) -> str:
 
 def _start_run() -> Run:
     return Run(
-        command=_command_line(),
+        command=command_text(Path(sys.argv[0]), sys.argv[1:]),
         started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         commit=_commit(),
         machine=_machine_text(),
@@ -282,10 +285,29 @@ def _start_run() -> Run:
     )
 
 
-def _command_line() -> str:
-    script = Path(sys.argv[0]).resolve()
-    name = str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name
-    return shlex.join(["python", name, *sys.argv[1:]])
+def command_text(script: Path, arguments: Sequence[str]) -> str:
+    """Return the command that measures the same elsewhere: nothing in it is a place on this machine.
+
+    Args:
+        script: what was run.
+        arguments: given to it; those of `_PLACES` change no figure and are left out.
+    """
+    told = ["python", _portable(str(script.resolve()))]
+    left = iter(arguments)
+    for argument in left:
+        if argument in _PLACES:
+            next(left, None)
+        elif argument.partition("=")[0] not in _PLACES:
+            told.append(_portable(argument))
+    return shlex.join(told)
+
+
+def _portable(argument: str) -> str:
+    """Return a path as the checkout has it, one outside by its name alone, and anything else as it is."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def _commit() -> str:
