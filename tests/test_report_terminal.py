@@ -213,11 +213,11 @@ slim in int8: 1 of 3 layers (44.5% of their MACs) went back to float for
 max_drop 0.1; with all in int8: 0.31 points of top-1 expected to be lost, 98.4%
 alike; now: 0.08 points of top-1 expected to be lost, 99.2% alike, on 256
 calibration images against fp32.
-layer                 MACs  SQNR dB        KL  computed in
-──────────────────────────────────────────────────────────
-blocks.0.mlp.fc2  29.049 M     26.7  1.45e-03  float (1.)
-patch_embed       28.901 M     32.0  1.36e-03  int8
-blocks.0.attn.k    7.262 M     32.1  3.26e-05  int8
+layer                MACs  SQNR dB        KL  computed in
+─────────────────────────────────────────────────────────
+blocks.0.mlp.fc2  29.05 M     26.7  1.45e-03  float (1.)
+patch_embed       28.90 M     32.0  1.36e-03  int8
+blocks.0.attn.k    7.26 M     32.1  3.26e-05  int8
 """
 
 

@@ -44,10 +44,15 @@ def render_int8(report: Report, console: Console) -> None:
     for facts in report.int8:
         console.print(Text(phrases.int8(facts)))
         table = _table("layer", "MACs", "SQNR dB", "KL", "computed in")
+        largest = max(layer.macs for layer in facts.layers)
         for layer in phrases.by_cost(facts):
             kind = "int8" if layer.returned is None else f"float ({layer.returned}.)"
             table.add_row(
-                layer.name, phrases.count(layer.macs), f"{layer.sqnr_db:.1f}", f"{layer.kl:.2e}", kind
+                layer.name,
+                phrases.count(layer.macs, largest),
+                f"{layer.sqnr_db:.1f}",
+                f"{layer.kl:.2e}",
+                kind,
             )
         console.print(table)
         console.print()
