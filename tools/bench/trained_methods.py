@@ -58,10 +58,10 @@ class Case:
 
 _DISTIL = """\
 [tune]
-images = {distilled}
-epochs = 1
+images = {trained}
+epochs = 3
 batch = 64
-lr = 2e-4
+lr = 1e-4
 """
 CASES = {
     "effiselect": Case(
@@ -78,9 +78,9 @@ search = {{ images = {gated}, batch = 64 }}
         """\
 [tune]
 images = {trained}
-epochs = 1
+epochs = 2
 batch = 64
-lr = 2e-4
+lr = 1e-4
 labels = 0.5
 """,
         0.5,
@@ -155,12 +155,11 @@ def recipe_text(key: str, *, quick: bool) -> str:
     """Return the recipe of a case; a quick one trains for seconds and means nothing."""
     case = CASES[key]
     counts = {
-        "calibration": 64 if quick else 1000,
+        "calibration": 64 if quick else 3000,
         "evaluation": 64 if quick else 10_000,
         "gated": 128 if quick else 5_000,  # frozen weights: gates settle in fewer steps
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
-        "distilled": 128 if quick else 20_000,
     }
     text = HEAD + case.method + case.tune
     return text.format(case=key, data=DATA, bench=BENCH, **counts)
