@@ -56,12 +56,15 @@ class Case:
     cut: float | None = None
 
 
-_DISTIL = """\
+_TUNE = """\
 [tune]
 images = {trained}
-epochs = 3
+epochs = %d
 batch = 64
-lr = 1e-4
+lr = %g
+hidden_states = 10.0
+temperature = 4.0
+least_area = 0.8
 """
 CASES = {
     "effiselect": Case(
@@ -75,14 +78,7 @@ train = "gates"
 gate_lr = 2e-2
 search = {{ images = {gated}, batch = 64 }}
 """,
-        """\
-[tune]
-images = {trained}
-epochs = 2
-batch = 64
-lr = 1e-4
-labels = 0.5
-""",
+        _TUNE % (2, 1e-4),
         0.5,
     ),
     "intra-head": Case(
@@ -94,14 +90,7 @@ macs = 0.538
 weights = "pretrained"
 search = {{ images = {searched}, batch = 64 }}
 """,
-        """\
-[tune]
-images = {trained}
-epochs = 2
-batch = 64
-lr = 2e-4
-labels = 0.5
-""",
+        _TUNE % (2, 1e-4),
         0.7,
         46.2,
     ),
@@ -118,7 +107,7 @@ method = "token-channels"
 hidden_drop = 0.5
 keep_first = false
 """,
-        _DISTIL,
+        _TUNE % (3, 1e-4),
         0.5,
     ),
     "deep": Case(
@@ -134,7 +123,7 @@ method = "token-channels"
 hidden = 256
 keep_first = false
 """,
-        _DISTIL,
+        _TUNE % (3, 2e-4),
         1.2,
     ),
 }
