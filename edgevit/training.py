@@ -84,6 +84,8 @@ class TrainingKeys(Strict):
     """Share of images for which the last block's branches are left out of a step, 0..1; 0 in the first."""
     augment: Augment = "crop"
     """Flips and crops; or timm's standard: RandAugment, colour, erasing, mixup and cutmix as well."""
+    least_area: float | None = Field(default=None, gt=0, le=1)
+    """Share of an image that a crop shows at least, 0..1; 1: flips alone. Default: 0.35; standard's: 0.08."""
     images: int | None = Field(default=None, ge=1)
     """Images drawn from the calibration set, >= 1; default: those of [calibration]."""
     checkpoint_steps: int = Field(default=50, ge=1)

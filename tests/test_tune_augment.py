@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgevit.errors import ImagesError
 from edgevit.preprocess import Preprocess
@@ -79,3 +80,16 @@ def test_standard_views_of_grey_images_are_refused() -> None:
     grey = Preprocess(16, (16, 16), "bicubic", (0.5,), (0.25,), channels=1)
     with pytest.raises(ImagesError, match=r"augment = \"standard\" changes colours.*have 1 channels"):
         StandardViews(pixels(1), grey, 0)
+
+
+def test_standard_views_posterise_to_one_bit_at_least() -> None:
+    (randomly,) = [step for step in views()._transform.transforms if hasattr(step, "ops")]  # type: ignore[attr-defined]
+    (posterise,) = [operation for operation in randomly.ops if operation.name.startswith("Posterize")]
+    posterise.prob, posterise.magnitude, posterise.magnitude_std = 1.0, 10.0, 0.0
+    assert set(np.unique(np.asarray(posterise(Image.fromarray(pixels()[0]))))) == {0, 128}
+
+
+def test_standard_views_crop_as_much_as_is_asked_for() -> None:
+    whole = StandardViews(pixels(), PREPROCESS, 0, least_area=1.0)
+    (crop,) = [step for step in whole._transform.transforms if hasattr(step, "scale")]  # type: ignore[attr-defined]
+    assert crop.scale == (1.0, 1.0)

@@ -45,6 +45,7 @@ def distil_options(section: TuneSection, plan: Plan) -> Distil:
         labels=section.labels,
         smoothing=section.smoothing,
         drop_path=section.drop_path,
+        least_area=section.least_area,
         augment=section.augment,
         validation=section.validation,
         channels=plan.channels,

@@ -37,6 +37,10 @@ class _Transform(Protocol):
     def __call__(self, image: Image.Image, /) -> Tensor: ...
 
 
+class _LevelFunction(Protocol):
+    def __call__(self, level: float, hparams: object, /) -> tuple[int]: ...
+
+
 @dataclass(frozen=True)
 class StandardViews:
     """Views as ViTs are trained with; what an image becomes depends on seed, epoch and its batch alone.
@@ -55,6 +59,8 @@ class StandardViews:
     seed: int
     target: Target | None = None
     """Where there is one, a batch has two parts; blended images have blended targets."""
+    least_area: float = 0.08
+    """Share of the image that a crop has at least, 0..1; timm's own."""
 
     def __post_init__(self) -> None:
         if self.preprocess.channels != 3:
@@ -93,6 +99,7 @@ class StandardViews:
         height, width = self.pixels.shape[1:3]
         transform: _Transform = transforms_imagenet_train(
             img_size=(height, width),
+            scale=(self.least_area, 1.0),
             color_jitter=_JITTER,
             force_color_jitter=True,
             auto_augment=_RAND_AUGMENT,
@@ -102,7 +109,20 @@ class StandardViews:
             re_prob=_ERASED,
             re_mode="pixel",
         )
+        _keep_one_bit(transform)
         return transform
+
+
+def _keep_one_bit(transform: object) -> None:
+    """Let posterising leave a bit: timm's highest level asks for none, which Pillow 13 refuses."""
+    for step in getattr(transform, "transforms", ()):
+        for operation in getattr(step, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = functools.partial(_at_least_one, operation.level_fn)
+
+
+def _at_least_one(level_fn: _LevelFunction, level: float, hparams: object) -> tuple[int]:
+    return (max(1, level_fn(level, hparams)[0]),)
 
 
 _VIEWING, _MIXING = 2, 3  # keep these numbers apart from each other and from those of the order

@@ -48,6 +48,8 @@ class Distil:
     drop_path: float = 0.0
     """Share of images for which the last block's branches are left out of a step, 0..1."""
     augment: Augment = "crop"
+    least_area: float | None = None
+    """Share of an image that a crop shows at least, 0..1; None: as usual with `augment`."""
     validation: float = 0.0
     """Share of the images held out, on which the best epoch is chosen; 0: the last is the result."""
     channels: tuple[Indices, ...] | None = None
@@ -84,7 +86,7 @@ def distil(
         target = Target(required_labels(images, classes), classes, options.smoothing)
     seed = options.training.seed
     plain = Plain(images.pixels(), images.preprocess, target)
-    views = make_views(plain, options.augment, seed)
+    views = make_views(plain, options.augment, seed, options.least_area)
     held = None
     if options.validation:
         rest, held_out = split(len(images), options.validation, seed)

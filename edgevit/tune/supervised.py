@@ -32,12 +32,14 @@ class Supervision:
     drop_path: float = 0.0
     """Share of images for which the last block's branches are left out of a step, 0..1."""
     augment: Augment = "crop"
+    least_area: float | None = None
+    """Share of an image that a crop shows at least, 0..1; None: as usual with `augment`."""
 
 
 def supervision(keys: TrainingKeys) -> Supervision:
     """Return what a recipe asks for, with the precision decided for this machine."""
     training = keys.training(resolve_precision(keys.precision))
-    return Supervision(training, keys.smoothing, keys.drop_path, keys.augment)
+    return Supervision(training, keys.smoothing, keys.drop_path, keys.augment, keys.least_area)
 
 
 def train_supervised_(
@@ -66,7 +68,7 @@ def train_supervised_(
     classes = model.arch.classes
     target = Target(required_labels(images, classes), classes, options.smoothing)
     plain = Plain(images.pixels(), images.preprocess, target)
-    views = make_views(plain, options.augment, options.training.seed)
+    views = make_views(plain, options.augment, options.training.seed, options.least_area)
     with dropping_paths(model, options.drop_path):
         return train_(objective, views, options.training, checkpoint, progress)
 

@@ -58,19 +58,26 @@ class Plain:
         return (images,) if self.target is None else (images, self.target.of(chosen))
 
 
-def make_views(plain: Plain, augment: Augment, seed: int) -> TrainingData:
+def make_views(plain: Plain, augment: Augment, seed: int, least_area: float | None = None) -> TrainingData:
     """Return random views of images, with what to answer where there is a target.
+
+    Args:
+        plain: the images as they are.
+        augment: how they are varied.
+        seed: of every draw.
+        least_area: share of an image that a crop shows at least, 0..1; None: as usual with `augment`.
 
     Raises:
         ImagesError: images are not in colour and `augment` is "standard".
     """
     match augment:
         case "crop":
-            return Views(plain.pixels, plain.preprocess, seed, target=plain.target)
+            return Views(plain.pixels, plain.preprocess, seed, least_area or Views.least_area, plain.target)
         case "standard":
             from edgevit.tune.augment import StandardViews
 
-            return StandardViews(plain.pixels, plain.preprocess, seed, plain.target)
+            least = least_area or StandardViews.least_area
+            return StandardViews(plain.pixels, plain.preprocess, seed, plain.target, least)
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,15 @@ class Case:
     cut: float | None = None
 
 
-_DISTIL = """\
+_TUNE = """\
 [tune]
-images = {distilled}
-epochs = 1
+images = {trained}
+epochs = %d
 batch = 64
-lr = 2e-4
+lr = %g
+hidden_states = 10.0
+temperature = 4.0
+least_area = 0.8
 """
 CASES = {
     "effiselect": Case(
@@ -75,14 +78,7 @@ train = "gates"
 gate_lr = 2e-2
 search = {{ images = {gated}, batch = 64 }}
 """,
-        """\
-[tune]
-images = {trained}
-epochs = 1
-batch = 64
-lr = 2e-4
-labels = 0.5
-""",
+        _TUNE % (2, 1e-4),
         0.5,
     ),
     "intra-head": Case(
@@ -94,14 +90,7 @@ macs = 0.538
 weights = "pretrained"
 search = {{ images = {searched}, batch = 64 }}
 """,
-        """\
-[tune]
-images = {trained}
-epochs = 2
-batch = 64
-lr = 2e-4
-labels = 0.5
-""",
+        _TUNE % (2, 1e-4),
         0.7,
         46.2,
     ),
@@ -118,7 +107,7 @@ method = "token-channels"
 hidden_drop = 0.5
 keep_first = false
 """,
-        _DISTIL,
+        _TUNE % (3, 1e-4),
         0.5,
     ),
     "deep": Case(
@@ -134,7 +123,7 @@ method = "token-channels"
 hidden = 256
 keep_first = false
 """,
-        _DISTIL,
+        _TUNE % (3, 2e-4),
         1.2,
     ),
 }
@@ -155,12 +144,11 @@ def recipe_text(key: str, *, quick: bool) -> str:
     """Return the recipe of a case; a quick one trains for seconds and means nothing."""
     case = CASES[key]
     counts = {
-        "calibration": 64 if quick else 1000,
+        "calibration": 64 if quick else 3000,
         "evaluation": 64 if quick else 10_000,
         "gated": 128 if quick else 5_000,  # frozen weights: gates settle in fewer steps
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
-        "distilled": 128 if quick else 20_000,
     }
     text = HEAD + case.method + case.tune
     return text.format(case=key, data=DATA, bench=BENCH, **counts)
