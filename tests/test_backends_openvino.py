@@ -11,11 +11,12 @@ import openvino as ov
 import pytest
 from small_onnx import classify, draw_images, write_classifier
 from toy_dinos import dino
-from toy_vits import fill
+from toy_vits import fill, toy_model
 
 from edgevit.backends import Session
-from edgevit.backends.openvino import OpenVINO, require_bf16, require_device
+from edgevit.backends.openvino import OpenVINO, require_capability, require_device
 from edgevit.errors import BackendError, BackendUnavailableError
+from edgevit.export.half import to_half
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Link, check_parity, limits_for
@@ -82,13 +83,6 @@ def test_build_leaves_no_path_in_the_ir(tmp_path: Path) -> None:
     assert str(tmp_path) not in _build(tmp_path).read_text()
 
 
-@pytest.mark.parametrize("precision", ["fp16"])
-def test_build_of_another_precision_is_refused(tmp_path: Path, precision: Precision) -> None:
-    onnx = write_classifier(tmp_path / "m.onnx")
-    with pytest.raises(BackendError, match=rf"openvino: .* among fp32, bf16, int8, .*, got {precision}"):
-        OpenVINO().build(onnx, TARGET, precision, tmp_path / "ir")
-
-
 def test_build_from_truncated_onnx_names_file_version_and_cause(tmp_path: Path) -> None:
     onnx = write_classifier(tmp_path / "m.onnx")
     onnx.write_bytes(onnx.read_bytes()[:200])
@@ -132,11 +126,28 @@ def test_require_device_with_one_of_several_accepts_the_family() -> None:
         require_device("GPU.2", ["CPU", "GPU.0"])
 
 
-def test_require_bf16_without_it_says_what_the_device_offers() -> None:
-    require_bf16("Xeon", ["FP32", "BF16"])
-    expected = r"computes in bf16, Cortex-A76 offers FP32, INT8\. Use \"fp32\" or .* of x86 CPUs, one with"
+@pytest.mark.parametrize(
+    ("hint", "words"), [("bf16", "of x86 CPUs, one with avx512_bf16"), ("f16", "an Arm CPU, or of x86 CPUs")]
+)
+def test_require_capability_without_it_says_what_the_device_offers(hint: str, words: str) -> None:
+    require_capability(hint, "Xeon", ["FP32", "BF16", "FP16"])
+    expected = rf"computes in \w+16, Pentium offers FP32, INT8\. Use \"fp32\" or .* device: {words}"
     with pytest.raises(BackendUnavailableError, match=expected):
-        require_bf16("Cortex-A76", ["FP32", "INT8"])
+        require_capability(hint, "Pentium", ["FP32", "INT8"])
+
+
+def test_fp16_graph_keeps_its_types_in_the_ir_and_gives_its_outputs(tmp_path: Path) -> None:
+    model = toy_model()
+    export_onnx(model, tmp_path / "fp32.onnx", ExportOptions(batch=1))
+    image = np.random.default_rng(0).standard_normal((1, *model.arch.image)).astype(np.float32)
+    to_half(tmp_path / "fp32.onnx", [image], tmp_path / "fp16.onnx")
+    built = OpenVINO().build(tmp_path / "fp16.onnx", TARGET, "fp16", tmp_path / "ir")
+    weights = [op for op in ov.Core().read_model(built).get_ops() if op.get_type_name() == "Constant"]
+    assert {op.get_element_type() for op in weights} >= {ov.Type.f16}
+    assert ov.Type.f32 not in {op.get_element_type() for op in weights if op.get_output_size() > 100}
+    with OpenVINO().load(built, TARGET, "fp32") as session:  # which any CPU computes
+        got = session.run(image)
+    assert np.allclose(got, onnx_link(tmp_path / "fp16.onnx").run(image), atol=1e-2)
 
 
 def test_artefact_moved_with_its_weights_still_loads(tmp_path: Path) -> None:

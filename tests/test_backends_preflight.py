@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -15,21 +12,8 @@ from onnx import TensorProto, helper
 from real_tensorrt import env_of
 from small_onnx import write_classifier
 from test_export_onnx import ARCHS, RARE, exported
-from toy_choosers import chooser
-from toy_dinos import toy_dino
-from toy_streams import some_channels
-from toy_vits import toy_model
 
 from edgevit.backends.preflight import DiedError, Preflight, ask_parser, ask_process
-from edgevit.engine import BuildOptions
-from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.models.anatomy import read_anatomy
-from edgevit.models.layers import SlimViT
-from edgevit.models.load import ModelSource, load_model
-from edgevit.plan import Counts, plan_from_counts
-from edgevit.progress import silent
-from edgevit.slim import SlimOptions, slim_model
-from edgevit.slim.channels import cut_channels
 from edgevit.target import Runtime
 
 PARSERS: dict[str, Runtime] = {"10.15": "tensorrt", "11.2": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
@@ -74,60 +58,6 @@ def test_every_form_of_model_is_accepted(
     path = exported(tmp_path, ARCHS[name], opset=opset, batch=batch)
     found = ask_parser(path, [PARSERS[version]], env_of(version))
     assert found.outcome == "accepted", found.why
-
-
-def rotary() -> SlimViT:
-    return toy_dino()
-
-
-def narrow() -> SlimViT:
-    """Return a model of which channels of the stream were cut, so that its norms are single operators."""
-    model = toy_model()
-    return cut_channels(model, some_channels(model))
-
-
-@REAL
-@pytest.mark.slow
-@pytest.mark.parametrize(("opset", "batch"), [(18, 1), (13, 1), (18, None)])
-@pytest.mark.parametrize("make", [rotary, narrow, chooser])
-def test_models_of_other_toys_are_accepted_by_all(
-    tmp_path: Path, make: Callable[[], SlimViT], opset: int, batch: int | None
-) -> None:
-    export_onnx(make(), tmp_path / "model.onnx", ExportOptions(opset=opset, batch=batch))
-    for version, runtime in PARSERS.items():
-        found = ask_parser(tmp_path / "model.onnx", [runtime], env_of(version))
-        assert found.outcome == "accepted", f"{version}: {found.why}"
-
-
-CUTS = {
-    "dense": Counts(),
-    "slim": Counts(qk_dim=32, vo_dim=48, hidden=384),
-    "merged": Counts(qk_dim=32, vo_dim=48, hidden=384, tokens=[197] * 3 + [117] * 9),
-}
-
-
-@REAL
-@pytest.mark.slow
-def test_deit_tiny_is_accepted_by_all_and_its_engine_shrinks_with_it(tmp_path: Path) -> None:
-    dense = load_model(ModelSource("deit_tiny_patch16_224")).model
-    options = BuildOptions(precision="fp32", compute_capabilities=("8.6",))
-    sizes = {}
-    for name, counts in CUTS.items():
-        plan = plan_from_counts(read_anatomy(dense.arch), counts, dead_tokens=name != "dense")
-        folder = tmp_path / name
-        folder.mkdir()
-        export_onnx(
-            slim_model(dense, plan, SlimOptions("none"), None, silent), folder / "model.onnx", ExportOptions()
-        )
-        for version, runtime in PARSERS.items():
-            found = ask_parser(folder / "model.onnx", [runtime], env_of(version))
-            assert found.outcome == "accepted", f"{name}, {version}: {found.why}"
-        arguments = [str(folder / "model.onnx"), json.dumps(asdict(options)), str(folder)]
-        answer = ask_process(["build", "tensorrt-rtx", *arguments], env_of("rtx-1.7"))
-        assert answer["answer"] == "built", answer
-        sizes[name] = (folder / "model.engine").stat().st_size
-    assert sizes["slim"] < 0.8 * sizes["dense"]
-    assert sizes["merged"] < 0.8 * sizes["dense"]
 
 
 @REAL

@@ -7,7 +7,7 @@ import pytest
 
 from edgevit.backends.readiness import Readiness, read_readiness
 from edgevit.board import read_installed
-from edgevit.target import Target, load_target
+from edgevit.target import Precision, Target, load_target
 
 
 def test_readiness_of_a_device_that_is_here_says_ready() -> None:
@@ -16,10 +16,11 @@ def test_readiness_of_a_device_that_is_here_says_ready() -> None:
     assert (list(readiness.versions), readiness.runs, readiness.reasons()) == (["openvino"], True, {})
 
 
-def test_readiness_of_bf16_is_what_the_device_offers() -> None:
-    readiness = read_readiness(Target(name="cpu", runtime="openvino", precisions=("fp32", "bf16")))
-    offered = "BF16" in read_installed("openvino", "CPU").capabilities
-    assert (readiness.missing["bf16"] is None) == offered
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_readiness_of_narrow_floats_is_what_the_device_offers(precision: Precision) -> None:
+    readiness = read_readiness(Target(name="cpu", runtime="openvino", precisions=("fp32", precision)))
+    offered = precision.upper() in read_installed("openvino", "CPU").capabilities
+    assert (readiness.missing[precision] is None) == offered
 
 
 def test_readiness_of_a_device_that_is_not_here_gives_one_reason_for_all_precisions() -> None:
@@ -40,7 +41,7 @@ def test_readiness_of_a_device_that_the_runtime_never_runs_on_names_the_one_it_d
 def test_readiness_of_a_precision_that_the_runtime_lacks_leaves_the_others() -> None:
     readiness = read_readiness(Target(name="cpu", runtime="onnxruntime", precisions=("fp32", "bf16")))
     assert readiness.missing["fp32"] is None
-    assert "expected a precision among fp32, int8, got bf16" in str(readiness.missing["bf16"])
+    assert "expected a precision among fp32, fp16, int8, got bf16" in str(readiness.missing["bf16"])
     assert readiness.runs
 
 

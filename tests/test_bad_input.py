@@ -200,9 +200,9 @@ def test_keep_count_that_is_no_multiple_gives_the_nearest(recipe: Path) -> None:
     )
 
 
-def test_precision_that_is_not_exported_is_refused(recipe: Path) -> None:
-    write_toy(recipe.parent, more='precisions = ["fp16"]\n')
-    check(build(recipe), 2, "target short", "expected precisions among fp32, bf16", "got fp16")
+def test_precision_that_the_runtime_lacks_is_refused(recipe: Path) -> None:
+    write_toy(recipe.parent, more='precisions = ["bf16"]\n')
+    check(build(recipe), 2, "target short", "onnxruntime computes in fp32, fp16, int8", "got bf16")
 
 
 def test_output_directory_below_a_file_is_refused(recipe: Path) -> None:

@@ -366,7 +366,9 @@ def test_build_precision_that_the_runtime_lacks_is_refused_at_once(tmp_path: Pat
     recipe = write_toy(tmp_path, runtime="onnxruntime")
     target = tmp_path / "short.toml"
     target.write_text('precisions = ["fp32", "bf16"]\n' + target.read_text())
-    with pytest.raises(RecipeError, match=r"target short: onnxruntime computes in fp32, int8, got bf16"):
+    with pytest.raises(
+        RecipeError, match=r"target short: onnxruntime computes in fp32, fp16, int8, got bf16"
+    ):
         run(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ import pytest
 from real_tensorrt import env_of
 from toy_build import write_toy
 
+from edgevit.backends.graph_precision import graph_precision
 from edgevit.errors import BackendError, RecipeError
 from edgevit.pipeline import BuildOptions, build
 from edgevit.pipeline.kits import needs_kit
@@ -57,7 +58,7 @@ def test_bf16_is_refused_where_the_graph_would_have_to_say_it(tmp_path: Path) ->
     recipe = write_toy(tmp_path)
     with recipe.open("a") as file:
         file.write(f'\n[[target]]\nname = "{BOARD}"\nprecisions = ["fp32", "bf16"]\n')
-    with pytest.raises(RecipeError, match=r"expected precisions among fp32, int8.*got bf16"):
+    with pytest.raises(RecipeError, match=r"expected precisions among fp32, fp16, int8.*got bf16"):
         build(load_recipe(recipe), tmp_path / "out", BuildOptions((BOARD,)))
 
 
@@ -82,6 +83,28 @@ def test_kit_for_rtx_cards_has_engines_that_were_built_here(tmp_path: Path) -> N
     for side in ("dense", "slim"):
         assert (kit / "fp32" / side / "model.engine").stat().st_size > 100_000
     assert report.versions["tensorrt-rtx"] == "1.7.1.116"
+
+
+@pytest.mark.tensorrt
+def test_kit_has_the_graph_of_each_precision_and_the_parser_took_each(tmp_path: Path) -> None:
+    recipe, precisions = write_toy(tmp_path), ("fp32", "fp16", "int8")
+    with recipe.open("a") as file:
+        file.write(f'\n[[target]]\nname = "{BOARD}"\nprecisions = {list(precisions)}\n')
+    run_build(recipe, tmp_path / "out", BOARD, env_of("11.2"))
+    report = load_report(tmp_path / "out")
+    assert {(one.precision, one.outcome) for one in report.preflights} == {
+        (precision, "accepted") for precision in precisions
+    }
+    kit = tmp_path / "out" / BOARD / "kit"
+    table = json.loads((kit / "kit.json").read_text())
+    assert [one["precision"] for one in table["candidates"]] == list(precisions)
+    found = [graph_precision(kit / one["slim"]["folder"] / "model.onnx") for one in table["candidates"]]
+    assert found == list(precisions)
+    outputs = {name: (kit / name / "slim" / "outputs.f32").read_bytes() for name in precisions}
+    assert len(set(outputs.values())) == 3
+    built = [line for line in (kit / "build.sh").read_text().splitlines() if "saveEngine" in line]
+    flags = [{"--fp16", "--int8"}.intersection(line.split()) for line in built if "/slim/" in line]
+    assert flags == [set(), {"--fp16"}, {"--fp16", "--int8"}]
 
 
 @pytest.mark.tensorrt

@@ -135,3 +135,29 @@ def test_int8_without_calibration_is_refused_at_once(tmp_path: Path) -> None:
 def test_int8_without_fp32_to_judge_it_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"int8 is judged against fp32"):
         run(write_recipe(tmp_path, '"int8"'), tmp_path / "out")
+
+
+def test_fp16_of_a_fixed_batch_is_compared_with_fp32_and_published(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, '"fp32", "fp16"')
+    recipe.write_text(recipe.read_text() + "[export]\nbatch = 2\n")
+    report = run(recipe, tmp_path / "out")
+    fp32, fp16 = report.results
+    assert (fp32.precision, fp16.precision) == ("fp32", "fp16")
+    assert fp16.slim.bytes < 0.75 * fp32.slim.bytes
+    assert fp16.fp32 is not None
+    assert fp16.fp32.dense_agreement > 0.9
+    apart, allowed = (fp16.parity[f"slim_fp32_fp16_{word}"] for word in ("max_abs", "allowed"))
+    assert isinstance(apart, float)
+    assert isinstance(allowed, float)
+    assert 0 < apart < allowed
+    assert (fp16.parity["dense_fp32_nodes_by_range"], fp16.parity["dense_fp32_nodes_by_choice"]) == (0, 0)
+    for name in ("onnx/fp16.onnx", "onnx/dense/fp16.onnx", "short/fp16/model.onnx"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_fp16_without_calibration_is_refused_at_once(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, '"fp32", "fp16"')
+    text = recipe.read_text().replace('[calibration]\nset = "calibration.toml"\nimages = 64\n', "")
+    recipe.write_text(text)
+    with pytest.raises(RecipeError, match=r"calibration: missing; fp16 of target short takes the ranges"):
+        run(recipe, tmp_path / "out")

@@ -27,7 +27,7 @@ _NAMES: dict[Precision, str] = {"fp32": "f32", "fp16": "f16"}
 class OnnxRuntime:
     """Backend for ONNX Runtime's CPU execution provider."""
 
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
     def check(self) -> None:
         """Make sure that ONNX Runtime is installed; see `Backend.check`."""

@@ -1,7 +1,8 @@
-"""Build OpenVINO IR and run it on OpenVINO's CPU plugin in fp32 or bf16, or in int8 with either for the rest.
+"""Build OpenVINO IR and run it on OpenVINO's CPU plugin in fp32, fp16, bf16 or int8.
 
-The IR has the precision of the ONNX file, fp32 or int8; what else is computed in bf16 is asked of the plugin
-when the IR is loaded. Throughput settings are not offered; edgevit times one image stream at a time.
+The IR has the precision of the ONNX file: fp32, fp16 or int8. What the plugin computes in is asked of it when
+the IR is loaded, as it would compute an fp16 graph in fp32, too. Throughput settings are not offered; edgevit
+times one image stream at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ _BROKEN = (
     "Error parsing",
     "No document element",
 )
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
+_HINTS: dict[Precision, str] = {
+    "fp32": "f32",
+    "fp16": "f16",
+    "bf16": "bf16",
+    "int8": "f32",
+    "int8-bf16": "bf16",
+}
+_HARDWARE = {
+    "bf16": "of x86 CPUs, one with avx512_bf16 or amx_bf16",
+    "f16": "an Arm CPU, or of x86 CPUs one with avx512_fp16 or amx_fp16",
+}
+"""Of each hint that the plugin would quietly answer with fp32: devices that follow it."""
 
 
 class OpenVINO:
@@ -71,11 +83,11 @@ class OpenVINO:
         return Options("openvino", target.device.upper(), settings)
 
     def require(self, installed: Installed, target: Target, precision: Precision) -> None:
-        """Refuse a device that OpenVINO does not see, and bf16 where it lacks it; see `Backend.require`."""
+        """Refuse a device that OpenVINO does not see, or that lacks bf16 or fp16; see `Backend.require`."""
         device = target.device.upper()
         require_device(device, installed.devices)
-        if _HINTS[precision] == "bf16":
-            require_bf16(installed.name or device, installed.capabilities)
+        if _HINTS[precision] in _HARDWARE:
+            require_capability(_HINTS[precision], installed.name or device, installed.capabilities)
 
     def load(self, artefact: Path, target: Target, precision: Precision) -> Session:
         """Compile the IR (or an ONNX file) for one request at a time; see `Backend.load`."""
@@ -110,16 +122,22 @@ def require_device(device: str, available: Sequence[str]) -> None:
         )
 
 
-def require_bf16(name: str, capabilities: Sequence[str]) -> None:
-    """Refuse bf16 where OpenVINO would quietly compute in fp32.
+def require_capability(hint: str, name: str, capabilities: Sequence[str]) -> None:
+    """Refuse bf16 or fp16 where OpenVINO would quietly compute in fp32.
+
+    Args:
+        hint: "bf16" or "f16", in OpenVINO's words.
+        name: of the device.
+        capabilities: what it computes in (OPTIMIZATION_CAPABILITIES).
 
     Raises:
-        BackendUnavailableError: `capabilities` (OPTIMIZATION_CAPABILITIES) lacks BF16.
+        BackendUnavailableError: `capabilities` lacks the type.
     """
-    if "BF16" not in capabilities:
+    wanted = "fp16" if hint == "f16" else hint
+    if wanted.upper() not in capabilities:
         raise BackendUnavailableError(
-            f"openvino: expected a device that computes in bf16, {name} offers {', '.join(capabilities)}."
-            ' Use "fp32" or "int8", or another device: of x86 CPUs, one with avx512_bf16 or amx_bf16.'
+            f"openvino: expected a device that computes in {wanted}, {name} offers {', '.join(capabilities)}."
+            f' Use "fp32" or "int8", or another device: {_HARDWARE[hint]}.'
         )
 
 

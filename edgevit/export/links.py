@@ -85,11 +85,22 @@ def cut_after(path: Path, block: str, out: Path) -> None:
         blocks = sum(_is_block(value.name) for value in proto.graph.value_info)
         raise ExportError(f"{path}: expected a block blocks.0..blocks.{blocks - 1}, got {block!r}.")
     del proto.graph.output[:]
-    proto.graph.output.extend(found)
+    proto.graph.output.append(_in_float(proto.graph, found[0]))
     data = path.with_name(f"{path.name}.data")
     if data.is_file() and out.parent.resolve() != path.parent.resolve():
         shutil.copyfile(data, out.with_name(data.name))
     out.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _in_float(graph: onnx.GraphProto, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """Return a value in fp32, which is what every runtime's session gives back: cast in an fp16 graph."""
+    if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        return value
+    shown = onnx.ValueInfoProto()
+    shown.CopyFrom(value)
+    shown.name, shown.type.tensor_type.elem_type = f"{value.name}.shown", onnx.TensorProto.FLOAT
+    graph.node.append(onnx.helper.make_node("Cast", [value.name], [shown.name], to=onnx.TensorProto.FLOAT))
+    return shown
 
 
 def _is_block(name: str) -> bool:

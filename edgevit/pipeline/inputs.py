@@ -17,8 +17,9 @@ from edgevit.recipe import Gates, LoadedRecipe, TargetSection
 from edgevit.shipped import find_shipped
 from edgevit.target import Precision, Target, load_target
 
-EXPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int8-bf16")
-CALIBRATED: tuple[Precision, ...] = ("int8", "int8-bf16")
+EXPORTED: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
+QUANTISED: tuple[Precision, ...] = ("int8", "int8-bf16")
+CALIBRATED: tuple[Precision, ...] = ("fp16", *QUANTISED)
 """Precisions whose graph takes the ranges of activations from images."""
 
 
@@ -131,7 +132,7 @@ def _check_exported(recipe: LoadedRecipe, target: Target, precisions: Sequence[P
             f"{recipe.path}: target {target.name}: {', '.join(calibrated)} is judged against fp32 on the same"
             ' device, and `precisions` has no "fp32". Add it.'
         )
-    if calibrated:
+    if any(precision in QUANTISED for precision in precisions):
         require_nncf()
 
 

@@ -1,4 +1,4 @@
-"""The graphs of a build in each precision: exported once in fp32, int8 made of that by quantising."""
+"""The graphs of a build in each precision: exported once in fp32, of which fp16 and int8 are made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from edgevit.images import Images
 from edgevit.pipeline.graphs import Form, Graphs, Probe, export_graphs
+from edgevit.pipeline.half import Halving, make_half
 from edgevit.pipeline.int8 import Asked, make_int8
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
@@ -15,6 +16,7 @@ from edgevit.target import Precision
 
 GRAPH_OF: dict[Precision, Precision] = {
     "fp32": "fp32",
+    "fp16": "fp16",
     "bf16": "fp32",
     "int8": "int8",
     "int8-bf16": "int8",
@@ -49,8 +51,18 @@ class GraphFiles:
         if "fp32" not in there:
             there["fp32"] = export_graphs(self.stages, self.models, form, self.plan_sha256, self.probe)
         if wanted not in there:
-            there[wanted] = self._quantise(there["fp32"])
+            make = self._halve if wanted == "fp16" else self._quantise
+            there[wanted] = make(there["fp32"])
         return there[wanted]
+
+    def _halve(self, fp32: Graphs) -> Graphs:
+        assert self.calibration is not None  # read_inputs has made sure
+        graphs, parity = {}, dict(fp32.parity)
+        for side, graph in fp32.by_side.items():
+            asked = Halving(side, fp32.form, self.calibration, self.probe)
+            graphs[side], facts = make_half(self.stages, graph, asked)
+            parity |= facts
+        return replace(fp32, by_side=graphs, parity=parity)
 
     def _quantise(self, fp32: Graphs) -> Graphs:
         assert self.calibration is not None  # read_inputs has made sure

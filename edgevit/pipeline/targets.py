@@ -90,7 +90,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Yield the candidates that this machine can run; those that it cannot go to `missing`.
 
-    An int8 artefact that computes something else than its graph goes there as well: fp32 is built beside it.
+    An int8 or fp16 artefact that computes something else than its graph goes there too, beside fp32.
 
     Raises:
         BackendUnavailableError: it can run none of them.

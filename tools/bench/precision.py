@@ -1,7 +1,7 @@
-"""Quantise DeiT-Tiny and DeiT-Small, and measure what int8 costs and gains against fp32 in both CPU runtimes.
+"""Make fp16 and int8 of DeiT-Tiny and DeiT-Small, and measure what they cost and gain in both CPU runtimes.
 
-    python tools/bench/precision.py --parts accuracy limited others quantising     # minutes of CPU
-    python tools/bench/precision.py --parts speed others-speed --seconds 20        # alone on the machine
+    python tools/bench/precision.py --parts half accuracy limited others quantising     # minutes of CPU
+    python tools/bench/precision.py --parts speed others-speed --seconds 20             # alone on the machine
 
 `--keep` a folder, so that times are taken of the very graphs whose accuracy was.
 
@@ -37,6 +37,7 @@ from subjects import (
 
 from edgevit.backends import get_backend
 from edgevit.board import read_installed
+from edgevit.export.half import Kept, to_half
 from edgevit.export.int8_layers import Int8Graph
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
@@ -57,6 +58,7 @@ SMALL = "deit_small_patch16_224"
 SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
 LIMIT = 0.05
 """Points of top-1 that int8 is allowed in the part `limited`."""
+_RANGE_IMAGES = 64
 _LARGEST_DROP: dict[Runtime, float] = {"openvino": 0.3, "onnxruntime": 0.5}
 
 
@@ -90,6 +92,17 @@ class Bench:
         """Open the images that judge."""
         return open_set("imagenet_val650", self.dense.preprocess, 16 if self.arguments.quick else None)
 
+    def halved(self, name: str) -> tuple[dict[Precision, Path], Kept]:
+        """Return the fp32 and the fp16 graph of DeiT-T, dense or slim, and what stayed in fp32."""
+        paths: dict[Precision, Path] = {
+            "fp32": self.folder / f"{name}-fp32.onnx",
+            "fp16": self.folder / f"{name}-fp16.onnx",
+        }
+        if not paths["fp32"].is_file():
+            export_onnx(self._model(name), paths["fp32"], ExportOptions(batch=1))
+        TOLD.say(f"fp16 of {name}")
+        return paths, to_half(paths["fp32"], self.calibration()[:_RANGE_IMAGES], paths["fp16"])
+
     def graphs(self, name: str) -> dict[Precision, Path]:
         """Return the fp32 and the int8 graph of DeiT-T, dense or slim."""
         paths: dict[Precision, Path] = {
@@ -98,7 +111,8 @@ class Bench:
         }
         if not paths["int8"].is_file():
             TOLD.say(f"quantising {name}")
-            export_onnx(self._model(name), paths["fp32"], ExportOptions(batch=1))
+            if not paths["fp32"].is_file():
+                export_onnx(self._model(name), paths["fp32"], ExportOptions(batch=1))
             quantise(paths["fp32"], self.calibration(), paths["int8"], smooth=False)
         return paths
 
@@ -239,6 +253,27 @@ def others(bench: Bench, notebook: Notebook) -> None:
             notebook.write("precision", [Row(f"DeiT-T, {variant.name}: {RUNTIMES[runtime]}", row)])
 
 
+def half(bench: Bench, notebook: Notebook) -> None:
+    """Compare the fp16 graph with the same model in fp32, in ONNX Runtime."""
+    images, target = bench.evaluation(), bench.target("onnxruntime")
+    labels = labels_of(images)
+    for name, title in (("dense", "DeiT-T"), ("slim", f"DeiT-T, {SLIM.name}")):
+        paths, kept = bench.halved(name)
+        reference, found = (
+            logits_of(target, precision, paths[precision], bench.folder / precision, images)
+            for precision in ("fp32", "fp16")
+        )
+        apart = float(np.abs(found - reference).max() / np.abs(reference).max())
+        smaller = paths["fp16"].stat().st_size / paths["fp32"].stat().st_size
+        more: dict[str, Figure | str] = {
+            "largest difference of a logit, of the largest": f"{apart:.1e}",
+            "nodes in fp32": str(len(kept.by_range) + len(kept.by_choice)),
+            "size of the file": f"{smaller:.3f}",
+        }
+        row = cells(reference, found, labels, (None, Bound(low=0.995)))
+        notebook.write("precision-half", [Row(f"{title}, fp16: ONNX Runtime", row | more)])
+
+
 def cells(
     reference: Logits,
     found: Logits,
@@ -363,6 +398,7 @@ def speed(bench: Bench, notebook: Notebook) -> None:
 
 
 PARTS = {
+    "half": half,
     "accuracy": accuracy,
     "limited": limited,
     "others": others,
