@@ -9,14 +9,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from toy_build import write_toy
+from toy_build import write_images, write_toy
 
 from edgevit.tune.processes import is_launched, on_all_processes
 
 TUNE = '[tune]\nepochs = 2\nimages = 24\nbatch = 8\nprecision = "fp32"\n'
+SEARCH = 'search = { images = 24, batch = 8, epochs = 2, precision = "fp32" }\n'
+GATES = (
+    f'[prune]\nmethod = "effiselect"\nweights = "searched"\nheads_drop = 0.34\nhidden_drop = 0.5\n{SEARCH}'
+)
+ROWS = f'[prune]\nmethod = "intra-head"\nmacs = 0.7\nalign = 4\n{SEARCH}'
 ENDLESS = TUNE.replace("epochs = 2", "epochs = 1000000\ncheckpoint_steps = 1")
 
 _PATIENCE_S = 300
@@ -85,29 +91,51 @@ def test_call_of_a_process_alone_is_made_once() -> None:
     assert calls == [2]
 
 
-@pytest.mark.slow
-def test_build_on_two_processes_reports_what_one_does(tmp_path: Path) -> None:
-    recipe = write_toy(tmp_path, more=TUNE)
+def build_on_two_and_on_one(recipe: Path, folder: Path) -> list[dict[str, Any]]:
+    """Build into "two" and "one" of a folder, and return both reports."""
     for _ in range(5):
-        (code, stdout, stderr), other = ends(start_two(recipe, tmp_path / "two", "--json"))
+        (code, stdout, stderr), other = ends(start_two(recipe, folder / "two", "--json"))
         if code != 7:  # a busy machine: the next build takes only the times again
             break
     assert (code, other[0]) == (0, 0), stderr + other[2]
     assert other[1:] == ("", "")
-    two = json.loads(stdout)
-    assert two["tune"]["processes"] == 2
     subprocess.run(
-        [sys.executable, "-m", "edgevit", "build", recipe, "--out", tmp_path / "one"],
+        [sys.executable, "-m", "edgevit", "build", recipe, "--out", folder / "one"],
         capture_output=True, timeout=_PATIENCE_S,
     )  # fmt: skip
-    one = json.loads((tmp_path / "one" / "report.json").read_text())
-    assert one["tune"]["processes"] == 1
+    return [json.loads(stdout), json.loads((folder / "one" / "report.json").read_text())]
+
+
+def assert_near(found: Path, wanted: Path) -> None:
+    """Compare the tensors of two files but for the rounding of sums."""
+    tensors = load_file(found)
+    for name, value in load_file(wanted).items():
+        assert float((tensors[name] - value).abs().max()) <= 1e-4 * max(1.0, float(value.abs().max()))
+
+
+@pytest.mark.slow
+def test_build_on_two_processes_reports_what_one_does(tmp_path: Path) -> None:
+    two, one = build_on_two_and_on_one(write_toy(tmp_path, more=TUNE), tmp_path)
+    assert (two["tune"]["processes"], one["tune"]["processes"]) == (2, 1)
     for key in ("loss_first", "loss_last"):
         assert two["tune"][key] == pytest.approx(one["tune"][key], rel=1e-4)
     assert two["results"][0]["slim"]["agreement"] == one["results"][0]["slim"]["agreement"]
-    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
-    for name, value in wanted.items():
-        assert float((found[name] - value).abs().max()) <= 1e-4 * max(1.0, float(value.abs().max()))
+    assert_near(tmp_path / "two" / "model.safetensors", tmp_path / "one" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", [GATES, ROWS], ids=["gates", "row gates"])
+def test_search_on_two_processes_learns_what_one_does(tmp_path: Path, prune: str) -> None:
+    write_images(tmp_path / "evaluation", 24, seed=1)
+    two, one = build_on_two_and_on_one(write_toy(tmp_path, plan=prune), tmp_path)
+    found, wanted = two["searches"][0], one["searches"][0]
+    assert (found["processes"], wanted["processes"]) == (2, 1)
+    for key in ("loss_first", "loss_last"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-4)
+    for file in ("scores.safetensors", "model.safetensors"):
+        paths = [next((tmp_path / out).glob(f".edgevit/stages/search-*/{file}")) for out in ("two", "one")]
+        assert_near(*paths)
+    assert two["plan"] == one["plan"]
 
 
 @pytest.mark.slow
