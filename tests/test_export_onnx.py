@@ -20,6 +20,7 @@ import torch
 from toy_ccts import CCT_ARCH
 from toy_dinos import toy_dino
 from toy_swins import SWIN
+from toy_vits import ARCH as TOY
 from toy_vits import toy_plan
 
 import edgevit
@@ -40,21 +41,7 @@ from edgevit.slim.select import slim_by_selection
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17, embed=24)
-ARCH = Arch(
-    image=(3, 32, 32),
-    patch=(8, 8),
-    classes=5,
-    prefix=1,
-    reads="class",
-    norm="before-pool",
-    pre_norm=False,
-    norm_eps=1e-6,
-    activation="gelu",
-    qk_norm=False,
-    qkv_bias=True,
-    scale=0.3,
-    blocks=(DENSE, DENSE),
-)
+ARCH = replace(TOY, image=(3, 32, 32), patch=(8, 8), scale=0.3, blocks=(DENSE, DENSE))
 MERGED = replace(
     ARCH,
     blocks=(

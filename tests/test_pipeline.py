@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from sample_report import result as sample
-from toy_build import PLAN, TIMING, write_toy
+from toy_build import PLAN, TIMING, build_patiently, write_toy
 
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import (
@@ -32,14 +31,6 @@ from edgevit.recipe import load_recipe
 from edgevit.report.model import Report, load_report
 
 REPORTS = {"report.json", "report.html"}
-
-
-def run(recipe: Path, out: Path, options: BuildOptions | None = None) -> Report:
-    """Build; a timing that a busy machine made untrusted is taken again, all else is there already."""
-    for _ in range(9):
-        with contextlib.suppress(MeasurementError):
-            return build(load_recipe(str(recipe)), out, options or BuildOptions())
-    return build(load_recipe(str(recipe)), out, options or BuildOptions())
 
 
 def public_hashes(out: Path) -> dict[str, str]:
@@ -66,7 +57,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(toy: Path) -> tuple[Report, Path]:
     """Return a finished build; tests do not change it."""
     out = toy.parent / "build" / "toy"
-    return run(toy, out, BuildOptions(depfile=toy.parent / "toy.d")), out
+    return build_patiently(toy, out, BuildOptions(depfile=toy.parent / "toy.d")), out
 
 
 def test_build_writes_the_files_of_the_contract(built: tuple[Report, Path]) -> None:
@@ -154,7 +145,7 @@ def test_build_depfile_names_every_input(built: tuple[Report, Path], toy: Path) 
 def test_build_again_elsewhere_gives_the_same_bytes(
     built: tuple[Report, Path], toy: Path, tmp_path: Path
 ) -> None:
-    run(toy, tmp_path / "toy")
+    build_patiently(toy, tmp_path / "toy")
     assert public_hashes(tmp_path / "toy") == public_hashes(built[1])
 
 
@@ -162,7 +153,7 @@ def test_build_again_elsewhere_gives_the_same_bytes(
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a recipe for ONNX Runtime and, in `out`, its finished build."""
     folder = tmp_path_factory.mktemp("base")
-    run(write_toy(folder), folder / "out")
+    build_patiently(write_toy(folder), folder / "out")
     return folder
 
 
@@ -176,7 +167,7 @@ def copy(base: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_build_again_makes_nothing(copy: tuple[Path, Path]) -> None:
     recipe, out = copy
     before = public_hashes(out)
-    assert made(run(recipe, out)) == []
+    assert made(build_patiently(recipe, out)) == []
     assert public_hashes(out) == before
 
 
@@ -184,12 +175,12 @@ def test_build_with_a_gate_added_makes_nothing_and_withdraws_the_manifest(copy: 
     recipe, out = copy
     write_toy(recipe.parent, more="[gates]\nmin_speedup = 999.0\n")
     with pytest.raises(LatencyGateError, match=r"short fp32: speed-up is .*, min_speedup is 999"):
-        run(recipe, out)
+        build_patiently(recipe, out)
     assert made(load_report(out)) == []
     assert not (out / "manifest.json").exists()
     assert (out / "short" / "fp32" / "model.onnx").is_file()
     write_toy(recipe.parent)
-    run(recipe, out)
+    build_patiently(recipe, out)
     assert (out / "manifest.json").is_file()
 
 
@@ -201,7 +192,7 @@ def test_build_with_an_accuracy_gate_missed_refuses_the_candidate(copy: tuple[Pa
         more="[gates]\nmin_agreement = 1.0\n",
     )
     with pytest.raises(AccuracyGateError, match=r"agreement is .* min_agreement is 1"):
-        run(recipe, out)
+        build_patiently(recipe, out)
     (result,) = load_report(out).results
     assert not result.chosen
     assert result.refused is not None
@@ -211,7 +202,7 @@ def test_build_with_an_accuracy_gate_missed_refuses_the_candidate(copy: tuple[Pa
 def test_build_with_another_plan_keeps_what_is_dense(copy: tuple[Path, Path]) -> None:
     recipe, out = copy
     write_toy(recipe.parent, plan="[plan]\nhidden = 64\n")
-    again = made(run(recipe, out))
+    again = made(build_patiently(recipe, out))
     assert "slim" in again
     assert "evaluate slim, short fp32" in again
     assert not [name for name in again if name == "load" or "dense" in name]
@@ -221,7 +212,7 @@ def test_build_with_a_changed_image_slims_anew(copy: tuple[Path, Path]) -> None:
     recipe, out = copy
     image = recipe.parent / "calibration" / "0" / "000.png"
     image.write_bytes((recipe.parent / "calibration" / "1" / "001.png").read_bytes())
-    again = made(run(recipe, out))
+    again = made(build_patiently(recipe, out))
     assert "slim" in again
     assert "load" not in again
 
@@ -229,7 +220,7 @@ def test_build_with_a_changed_image_slims_anew(copy: tuple[Path, Path]) -> None:
 def test_build_that_cuts_nothing_agrees_with_the_dense_model(copy: tuple[Path, Path]) -> None:
     recipe, out = copy
     write_toy(recipe.parent, plan="[slim]\ndead_tokens = false\n")
-    report = run(recipe, out)
+    report = build_patiently(recipe, out)
     (result,) = report.results
     assert report.models.dense == report.models.slim
     assert result.speedup.estimated == 1.0
@@ -242,7 +233,7 @@ def test_build_without_images_and_weights_warns(tmp_path: Path) -> None:
     model = text.split("[calibration]")[0].replace('weights = "toy.safetensors"\n', "")
     recipe = tmp_path / "bare.toml"
     recipe.write_text(f'name = "toy"\n{model}{PLAN}[[target]]\nname = "short.toml"\n')
-    report = run(recipe, tmp_path / "out")
+    report = build_patiently(recipe, tmp_path / "out")
     assert report.source.weights == "random"
     assert report.recover == "none"
     assert [warning.split(":")[0] for warning in about_inputs(report)] == [
@@ -255,7 +246,7 @@ def test_build_without_images_and_weights_warns(tmp_path: Path) -> None:
 def test_build_without_labels_reports_the_agreement_alone(copy: tuple[Path, Path]) -> None:
     recipe, out = copy
     (recipe.parent / "evaluation.toml").write_text('kind = "folder"\npath = "evaluation"\nlabel = ""\n')
-    report = run(recipe, out)
+    report = build_patiently(recipe, out)
     (result,) = report.results
     assert result.slim.agreement is not None
     assert (result.slim.top1, result.drop) == (None, None)
@@ -267,7 +258,7 @@ def test_build_with_skipped_images_names_them(copy: tuple[Path, Path]) -> None:
     (recipe.parent / "evaluation" / "0" / "000.png").write_bytes(b"no image")
     skip = 'kind = "folder"\npath = "evaluation"\non_corrupt = "skip"\n'
     (recipe.parent / "evaluation.toml").write_text(skip)
-    report = run(recipe, out)
+    report = build_patiently(recipe, out)
     assert about_inputs(report) == ("1 of 24 evaluation images were corrupt and skipped",)
     assert report.evaluation is not None
     assert [Path(name).name for name in report.evaluation.skipped] == ["000.png"]
@@ -279,7 +270,7 @@ def test_build_mean_pooled_model_has_no_dead_tokens_by_default(tmp_path: Path) -
         "num_classes = 10", "num_classes = 10, global_pool = 'avg', class_token = false"
     )
     recipe.write_text(text.replace('weights = "toy.safetensors"\n', ""))
-    assert not run(recipe, tmp_path / "out").plan.dead_tokens
+    assert not build_patiently(recipe, tmp_path / "out").plan.dead_tokens
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2]), (8, [1, 7])])
@@ -292,7 +283,7 @@ def test_probe_of_few_images_still_has_two_batch_sizes(images: int, sizes: list[
 
 def test_build_dynamic_batch_gives_a_graph_that_takes_any(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, more='[export]\nbatch = "dynamic"\n')
-    run(recipe, tmp_path / "out")
+    build_patiently(recipe, tmp_path / "out")
     (image,) = onnx.load(tmp_path / "out" / "onnx" / "fp32.onnx").graph.input
     assert image.type.tensor_type.shape.dim[0].dim_param == "batch"
 
@@ -302,7 +293,7 @@ def test_build_targets_of_two_opsets_have_a_graph_each(copy: tuple[Path, Path]) 
     write_toy(recipe.parent, more='[[target]]\nname = "old.toml"\n')
     old = f'runtime = "onnxruntime"\nthreads = 1\nopset = 17\nbatch = 2\n{TIMING}'
     (recipe.parent / "old.toml").write_text(old)
-    report = run(recipe, out)
+    report = build_patiently(recipe, out)
     assert [result.target for result in report.results] == ["short", "old"]
     opsets = {
         name: onnx.load(out / "onnx" / name).opset_import[0].version
@@ -315,7 +306,7 @@ def test_build_for_another_target_removes_the_files_of_the_first(copy: tuple[Pat
     recipe, out = copy
     other = recipe.parent / "other.toml"
     other.write_text((recipe.parent / "short.toml").read_text())
-    report = run(recipe, out, BuildOptions(targets=(str(other),)))
+    report = build_patiently(recipe, out, BuildOptions(targets=(str(other),)))
     assert [result.target for result in report.results] == ["other"]
     assert not (out / "short").exists()
     assert (out / "other" / "fp32" / "model.onnx").is_file()
@@ -349,7 +340,7 @@ def test_build_device_that_is_not_here_is_an_error(copy: tuple[Path, Path]) -> N
     target.write_text('device = "npu"\n' + target.read_text())
     before = public_hashes(out)
     with pytest.raises(BackendUnavailableError, match="expected the device NPU, found"):
-        run(recipe, out)
+        build_patiently(recipe, out)
     assert public_hashes(out) == before
 
 
@@ -369,7 +360,7 @@ def test_build_precision_that_the_runtime_lacks_is_refused_at_once(tmp_path: Pat
     with pytest.raises(
         RecipeError, match=r"target short: onnxruntime computes in fp32, fp16, int8, got bf16"
     ):
-        run(recipe, tmp_path / "out")
+        build_patiently(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -379,7 +370,7 @@ def test_build_broken_evaluation_image_stops_before_slimming(copy: tuple[Path, P
     recipe.write_text(recipe.read_text().replace("hidden = 96", "hidden = 80"))
     stages = set((out / ".edgevit" / "stages").iterdir())
     with pytest.raises(ImagesError, match=r"000\.png: cannot be read as an image"):
-        run(recipe, out)
+        build_patiently(recipe, out)
     new = set((out / ".edgevit" / "stages").iterdir()) - stages
     assert not [stage.name for stage in new if "slim" in stage.name]
 
@@ -388,7 +379,7 @@ def test_build_two_targets_of_one_name_are_refused(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, more='[[target]]\nname = "other.toml"\n')
     (tmp_path / "other.toml").write_text('name = "short"\nruntime = "onnxruntime"\n')
     with pytest.raises(RecipeError, match="two targets are named 'short'"):
-        run(recipe, tmp_path / "out")
+        build_patiently(recipe, tmp_path / "out")
 
 
 def test_build_of_a_saved_model_cuts_it_further(
@@ -401,7 +392,7 @@ def test_build_of_a_saved_model_cuts_it_further(
     recipe.write_text(
         head + "[calibration]" + text.split("[calibration]")[1].replace("hidden = 96", "hidden = 48")
     )
-    report = run(recipe, tmp_path / "out")
+    report = build_patiently(recipe, tmp_path / "out")
     assert report.models.dense == built[0].models.slim
     assert report.models.slim.params < report.models.dense.params
     assert report.source.weights == "model.safetensors"

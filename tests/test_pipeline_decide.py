@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 import pytest
-from toy_build import write_toy
+from toy_build import build_patiently, write_toy
 
-from edgevit.errors import ImagesError, MeasurementError, PlanError
-from edgevit.pipeline import build
+from edgevit.errors import ImagesError, PlanError
 from edgevit.plan import Choice, PerImage, plan_from_json
-from edgevit.recipe import load_recipe
 from edgevit.report.model import Report
 
 COUPLED = '[[prune]]\nmethod = "coupled-dims"\nqk_drop = 0.5\n'
 CHANNELS = '[[prune]]\nmethod = "token-channels"\nhidden = [96, 64]\n'
 NONE = '[slim]\nrecover = "none"\n'
-
-
-def run(recipe: Path, out: Path) -> Report:
-    """Build; a timing that a busy machine made untrusted is taken again, all else is there already."""
-    for _ in range(9):
-        with contextlib.suppress(MeasurementError):
-            return build(load_recipe(str(recipe)), out)
-    return build(load_recipe(str(recipe)), out)
 
 
 def made(report: Report) -> list[str]:
@@ -37,7 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """Return a finished build and its recipe's folder."""
     folder = tmp_path_factory.mktemp("decide")
     recipe = write_toy(folder, plan="[plan]\nvo_dim = 12\n" + COUPLED + CHANNELS + NONE)
-    return run(recipe, folder / "out"), folder
+    return build_patiently(recipe, folder / "out"), folder
 
 
 def test_build_writes_counts_and_indices_of_methods_into_the_plan(built: tuple[Report, Path]) -> None:
@@ -59,9 +48,9 @@ def test_build_opens_calibration_images_for_a_method(built: tuple[Report, Path])
 
 def test_build_again_makes_nothing_and_another_share_decides_anew(built: tuple[Report, Path]) -> None:
     _, folder = built
-    assert made(run(folder / "toy.toml", folder / "out")) == []
+    assert made(build_patiently(folder / "toy.toml", folder / "out")) == []
     write_toy(folder, plan="[plan]\nvo_dim = 12\n" + COUPLED.replace("0.5", "0.25") + CHANNELS + NONE)
-    again = made(run(folder / "toy.toml", folder / "out"))
+    again = made(build_patiently(folder / "toy.toml", folder / "out"))
     assert again[:3] == ["prune", "plan", "slim"]
 
 
@@ -70,22 +59,22 @@ def test_build_with_a_schedule_of_another_length_says_both_lengths(tmp_path: Pat
     with pytest.raises(
         PlanError, match=r"toy\.toml: prune\[1\]\.hidden: expected one number or 2 \(one per block\), got 3"
     ):
-        run(recipe, tmp_path / "out")
+        build_patiently(recipe, tmp_path / "out")
 
 
 def test_build_without_a_method_that_looks_opens_no_images(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, plan=COUPLED + NONE)
     for image in (tmp_path / "calibration").rglob("*.png"):
         image.write_bytes(b"broken")
-    assert run(recipe, tmp_path / "out").calibration is None
+    assert build_patiently(recipe, tmp_path / "out").calibration is None
     write_toy(tmp_path, plan=CHANNELS + NONE)
     with pytest.raises(ImagesError, match="cannot be read as an image"):
-        run(recipe, tmp_path / "out")
+        build_patiently(recipe, tmp_path / "out")
 
 
 def test_build_lets_fewer_patches_enter_by_a_threshold(tmp_path: Path) -> None:
     patches = '[prune]\nmethod = "patch-similarity"\nstrategy = "clusters"\nthreshold = -0.2\n'
-    report = run(write_toy(tmp_path, plan=patches + NONE), tmp_path / "out")
+    report = build_patiently(write_toy(tmp_path, plan=patches + NONE), tmp_path / "out")
     plan = plan_from_json(json.loads((tmp_path / "out" / "plan.json").read_text()))
     assert plan.input is not None
     assert plan.input.choice == Choice("clusters")
@@ -102,7 +91,7 @@ PER_IMAGE = '[[prune]]\nmethod = "token-channels"\nselection = "per-image"\nhidd
 
 def test_build_lets_images_choose_neurons(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, plan=PER_IMAGE + "inputs_drop = [0.0, 0.25]\n", runtime="openvino")
-    report = run(recipe, tmp_path / "out")
+    report = build_patiently(recipe, tmp_path / "out")
     plan = plan_from_json(json.loads((tmp_path / "out" / "plan.json").read_text()))
     assert [block.per_image for block in plan.blocks] == [None, PerImage(64)]
     assert [(b.hidden, b.hidden_used, b.mlp_inputs) for b in report.plan.blocks] == [
@@ -120,6 +109,6 @@ def test_build_whose_images_choose_needs_no_calibration(tmp_path: Path) -> None:
     recipe = write_toy(tmp_path, plan=PER_IMAGE + NONE)
     text = recipe.read_text()
     recipe.write_text(text[: text.index("[calibration]")] + text[text.index("[evaluation]") :])
-    report = run(recipe, tmp_path / "out")
+    report = build_patiently(recipe, tmp_path / "out")
     assert report.calibration is None
     assert report.plan.blocks[1].hidden_used == 64

@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_build import write_images, write_toy
+from toy_build import build_patiently, write_images, write_toy
+from toy_training import stop_at
 
 from edgevit.disk import sha256_file
-from edgevit.errors import ImagesError, MeasurementError, TrainingError
+from edgevit.errors import ImagesError, TrainingError
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.load import load_saved
-from edgevit.pipeline import build
 from edgevit.pipeline.inputs import read_inputs
 from edgevit.pipeline.models import load_dense, slim_dense
 from edgevit.pipeline.sets import open_sets
@@ -23,15 +23,6 @@ from edgevit.slim import SlimOptions
 from edgevit.store import Store
 
 TUNE = '[tune]\nepochs = 2\nimages = 24\nbatch = 8\ncheckpoint_steps = 2\nprecision = "fp32"\n'
-
-
-def run(recipe: Path, out: Path) -> Report:
-    for _ in range(5):
-        try:
-            return build(load_recipe(str(recipe)), out)
-        except MeasurementError:  # a busy machine: what was made is there, only times are taken again
-            continue
-    raise AssertionError("five builds in a row could not be timed")
 
 
 def tune(recipe: Path, out: Path, progress: Progress = silent) -> tuple[Tuned, Stages]:
@@ -60,7 +51,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(toy: Path) -> tuple[Report, Path]:
     """Return a finished build; tests do not change it."""
     out = toy.parent / "build" / "toy"
-    return run(toy, out), out
+    return build_patiently(toy, out), out
 
 
 def test_build_with_tune_reports_the_training(built: tuple[Report, Path]) -> None:
@@ -74,8 +65,8 @@ def test_build_with_tune_reports_the_training(built: tuple[Report, Path]) -> Non
 
 def test_build_with_tune_evaluates_the_untrained_model_as_a_build_without_tune_does(tmp_path: Path) -> None:
     """The learning rate is far too high, so that what the model answers does change."""
-    trained = run(write_toy(tmp_path, more=TUNE + "lr = 0.05\n"), tmp_path / "out")
-    plain = run(write_toy(tmp_path), tmp_path / "out").results[0]
+    trained = build_patiently(write_toy(tmp_path, more=TUNE + "lr = 0.05\n"), tmp_path / "out")
+    plain = build_patiently(write_toy(tmp_path), tmp_path / "out").results[0]
     assert trained.tune is not None
     assert trained.tune.measured_on == f"{plain.target} {plain.precision}"
     assert trained.tune.top1_before == plain.slim.top1
@@ -96,24 +87,16 @@ def test_tune_slim_again_trains_nothing(toy: Path, built: tuple[Report, Path], t
     first, _ = tune(toy, tmp_path)
     assert built[0].tune is not None
     assert first.facts.loss_last == built[0].tune.loss_last
-    again, stages = tune(toy, tmp_path, stop_at(1))
+    again, stages = tune(toy, tmp_path, stop_at(1, "training"))
     assert [stage.reused for stage in stages.facts if stage.name == "tune"] == [True]
     assert again.facts == first.facts
-
-
-def stop_at(step: int) -> Progress:
-    def stop(task: str, done: int, total: int) -> None:
-        if (task, done) == ("training", step):
-            raise KeyboardInterrupt
-
-    return stop
 
 
 def test_tune_slim_interrupted_goes_on_to_the_same_weights(
     toy: Path, built: tuple[Report, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tune(toy, tmp_path, stop_at(5))
+        tune(toy, tmp_path, stop_at(5, "training"))
     (kept,) = (tmp_path / ".edgevit" / "work").glob("tune-*/*.safetensors")
     steps: list[int] = []
     found, _ = tune(toy, tmp_path, lambda task, done, _: steps.append(done) if task == "training" else None)

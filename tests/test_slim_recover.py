@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from toy_ccts import CCT_ARCH
 from toy_choosers import chooser
 from toy_dinos import toy_dino
 from toy_swins import SWIN
-from toy_vits import ARCH, few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
+from toy_vits import ARCH, FORMS, few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.models.anatomy import slim_arch
 from edgevit.models.arch import Arch
@@ -28,13 +28,7 @@ from edgevit.slim.site import ClosedForm, Site
 from edgevit.slim.stream import Streams, open_streams
 from edgevit.slim.write import copy_shared
 
-FORMS = {
-    "plain": ARCH,
-    "distilled": toy_arch("class+distillation", 2),
-    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
-    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
-    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
-    "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
+ALL_FORMS = FORMS | {
     "CCT": CCT_ARCH,
     "gated": dataclasses.replace(ARCH, gated=True, activation="silu"),
 }
@@ -67,10 +61,10 @@ def _error(slim: SlimViT, dense: SlimViT) -> float:
     return float((slim(images) - expected).square().mean() / expected.var(dim=0).mean())
 
 
-@pytest.mark.parametrize("form", [*FORMS, "Swin"])
+@pytest.mark.parametrize("form", [*ALL_FORMS, "Swin"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_closed_form_of_all_reproduces_the_model(form: str, options: str) -> None:
-    dense = toy_model((FORMS | {"Swin": SWIN})[form])
+    dense = toy_model((ALL_FORMS | {"Swin": SWIN})[form])
     slim = _fit(dense, Counts(), OPTIONS[options])
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(slim.state_dict()[name], value, rtol=1e-5, atol=1e-6)
@@ -93,18 +87,20 @@ def test_blocks_in_front_of_the_first_cut_stay_as_they_are() -> None:
 
 def _redundant_qk(dense: SlimViT) -> None:
     for block in dense.blocks:
-        for head in range(3):
-            rows = slice(8 * head, 8 * head + 8)
-            basis = torch.randn(8, 4, generator=torch.Generator().manual_seed(head))
-            block.attn.k.weight[rows] = basis @ torch.linalg.pinv(basis) @ block.attn.k.weight[rows]
+        _make_redundant(block.attn.k)
 
 
 def _redundant_vo(dense: SlimViT) -> None:
     for block in dense.blocks:
-        for head in range(3):
-            rows = slice(8 * head, 8 * head + 8)
-            basis = torch.randn(8, 4, generator=torch.Generator().manual_seed(head))
-            block.attn.v.weight[rows] = basis @ torch.linalg.pinv(basis) @ block.attn.v.weight[rows]
+        _make_redundant(block.attn.v)
+
+
+def _make_redundant(layer: nn.Linear) -> None:
+    """Leave 4 of the 8 dims of each head."""
+    for head in range(3):
+        rows = slice(8 * head, 8 * head + 8)
+        basis = torch.randn(8, 4, generator=torch.Generator().manual_seed(head))
+        layer.weight[rows] = basis @ torch.linalg.pinv(basis) @ layer.weight[rows]
 
 
 def _redundant_heads(dense: SlimViT) -> None:
@@ -174,9 +170,9 @@ def test_more_recovery_does_not_explode(aim: float | None) -> None:
     assert _error(_fit(dense, PLANS["all"], ClosedForm(aim=aim)), dense) < selected
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_closed_form_of_every_form_with_merges_beats_selection(form: str) -> None:
-    dense = toy_model(FORMS[form])
+    dense = toy_model(ALL_FORMS[form])
     tokens = [patches + dense.arch.prefix for patches in (13, 13, 10)]
     counts = Counts(heads=2, vo_dim=4, hidden=20, tokens=tokens)
     slim = _fit(dense, counts)
@@ -254,7 +250,7 @@ NARROW_FITS += [("plain", "both", options) for options in OPTIONS if options != 
 @pytest.mark.parametrize(("form", "case", "options"), NARROW_FITS)
 def test_closed_form_of_a_narrowed_mlp_beats_selection(form: str, case: str, options: str) -> None:
     """Many images: of one, the class token alone counts in the last block."""
-    dense = toy_model(FORMS[form])
+    dense = toy_model(ALL_FORMS[form])
     plan = _narrowed(dense, *NARROW[case])
     images = few_cause_images(400, dense.arch)
     slim = slim_closed_form(dense, plan, _batches(images), OPTIONS[options], silent)

@@ -8,7 +8,7 @@ from toy_ccts import toy_slim_cct
 from toy_choosers import chooser, choosing_arch
 from toy_dinos import toy_dino
 from toy_swins import toy_swin
-from toy_vits import ARCH, noise_images, toy_arch, toy_model, toy_plan
+from toy_vits import ARCH, FORMS, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
@@ -17,14 +17,6 @@ from edgevit.models.layers import SlimViT
 from edgevit.plan import BlockPlan, Counts, Kept, PerImage, Plan
 from edgevit.slim.select import slim_by_selection
 
-FORMS = {
-    "plain": ARCH,
-    "distilled": toy_arch("class+distillation", 2),
-    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
-    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
-    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
-    "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
-}
 GATED = dataclasses.replace(ARCH, gated=True, activation="silu")
 
 

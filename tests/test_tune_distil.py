@@ -6,33 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_build import write_images
 from toy_streams import MODELS, some_channels, with_zero_channels
-from toy_training import checkpoint_in
+from toy_training import SHORT, checkpoint_in, open_toy, stop_at
 from toy_vits import few_cause_images, fewer_tokens, noise_images, toy_arch, toy_model, toy_plan
 
-from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.images import Images
 from edgevit.models.arch import Reads
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import reduce_tokens
 from edgevit.plan import Choice, Counts, Strategy
-from edgevit.preprocess import Preprocess
 from edgevit.slim.channels import cut_channels
 from edgevit.slim.select import slim_by_selection
-from edgevit.training import Training
 from edgevit.tune.distil import Distil, Distillation, compared_blocks, distil
 
-PREPROCESS = Preprocess(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-SHORT = Training(epochs=2, lr=1e-3, batch=4, precision="fp32", checkpoint_steps=2)
 MERGE = Counts(qk_dim=6, tokens=[13, 13, 9])
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder / "set", 12)
-    source = LoadedSet(ImageSet(kind="folder", path="set", label=""), folder / "set.toml")
-    return open_images(source, PREPROCESS, None, 0)
+    return open_toy(tmp_path_factory.mktemp("images"), "")
 
 
 def slim_of(dense: SlimViT, counts: Counts, *, dead_tokens: bool = False) -> SlimViT:
@@ -187,12 +179,8 @@ def test_distil_interrupted_ends_with_the_same_bits(images: Images, tmp_path: Pa
     slim = slim_of(dense, MERGE)
     whole, _ = distil(dense, slim, images, Distil(SHORT))
 
-    def stop(task: str, done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path), stop)
+        distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path), stop_at(5))
     found, _ = distil(dense, slim, images, Distil(SHORT), checkpoint_in(tmp_path))
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in found.state_dict().items())
 

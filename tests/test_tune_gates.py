@@ -9,26 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_build import write_images
 from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
-from toy_training import checkpoint_in
+from toy_training import SHORT, checkpoint_in, open_toy, stop_at
 from toy_vits import noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, TrainingError, WeightsError
-from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.images import Images
 from edgevit.models.layers import SlimViT
 from edgevit.plan import BlockPlan, Counts, Kept, Plan
-from edgevit.preprocess import Preprocess
 from edgevit.progress import silent
 from edgevit.slim.select import slim_by_selection
-from edgevit.training import Training
 from edgevit.tune.gates import GatedModel, GateSearch, fold_gates, search_gates
 from edgevit.tune.supervised import Supervision, cross_entropy
 from edgevit.tune.views import Target
 
-PREPROCESS = Preprocess(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-SHORT = Supervision(Training(epochs=2, lr=1e-3, batch=4, precision="fp32", checkpoint_steps=2))
+SUPERVISED = Supervision(SHORT)
 
 
 def seeded_gates(model: SlimViT) -> dict[str, Tensor]:
@@ -94,7 +90,7 @@ def test_fold_gates_of_zero_is_the_model_without_those_parts() -> None:
 
 def test_gated_model_starts_as_the_model_with_l1_of_all_gates() -> None:
     model = toy_model()
-    options = GateSearch(SHORT, heads_weight=0.1, hidden_weight=0.001)
+    options = GateSearch(SUPERVISED, heads_weight=0.1, hidden_weight=0.001)
     images, targets = noise_images(4), torch.eye(5)[[0, 1, 2, 0]]
     with torch.no_grad():
         found = GatedModel(model, options)(images, targets)
@@ -103,7 +99,7 @@ def test_gated_model_starts_as_the_model_with_l1_of_all_gates() -> None:
 
 
 def test_gated_model_gates_have_their_own_rate_and_no_decay() -> None:
-    objective = GatedModel(toy_model().requires_grad_(True), GateSearch(SHORT, gate_lr=5e-2))
+    objective = GatedModel(toy_model().requires_grad_(True), GateSearch(SUPERVISED, gate_lr=5e-2))
     gates, *rest = objective.groups()
     assert (gates.rate, gates.decayed) == (pytest.approx(50.0), False)
     assert set(gates.names) == {f"{kind}.{index}" for kind in ("heads", "hidden") for index in range(3)}
@@ -112,15 +108,9 @@ def test_gated_model_gates_have_their_own_rate_and_no_decay() -> None:
 
 @pytest.mark.parametrize(("heads", "hidden"), [(True, False), (False, True)])
 def test_gated_model_has_gates_of_what_is_decided_alone(heads: bool, hidden: bool) -> None:
-    objective = GatedModel(toy_model(), GateSearch(SHORT, heads=heads, hidden=hidden))
+    objective = GatedModel(toy_model(), GateSearch(SUPERVISED, heads=heads, hidden=hidden))
     kinds = {name.rsplit(".", 1)[1] for name in objective.gates()}
     assert kinds == ({"heads"} if heads else {"hidden"})
-
-
-def open_toy(folder: Path, label: str = "label") -> Images:
-    write_images(folder / "set", 12)
-    source = LoadedSet(ImageSet(kind="folder", path="set", label=label), folder / "set.toml")
-    return open_images(source, PREPROCESS, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +123,7 @@ def test_search_gates_frees_gates_that_nothing_holds(images: Images) -> None:
     model = toy_model()
     with torch.no_grad():
         model.blocks[1].mlp.fc2.weight[:, :10] = 0
-    found = search_gates(model, images, GateSearch(SHORT, freeze=True), None, silent)
+    found = search_gates(model, images, GateSearch(SUPERVISED, freeze=True), None, silent)
     idle, used = found.scores["blocks.1.hidden"][:10], found.scores["blocks.1.hidden"][10:]
     assert (idle < 1).all()
     assert idle.std() < 1e-5
@@ -142,7 +132,7 @@ def test_search_gates_frees_gates_that_nothing_holds(images: Images) -> None:
 
 def test_search_gates_alone_leaves_the_weights_and_folds_the_gates(images: Images) -> None:
     model = toy_model()
-    found = search_gates(model, images, GateSearch(SHORT, freeze=True), None, silent)
+    found = search_gates(model, images, GateSearch(SUPERVISED, freeze=True), None, silent)
     expected = fold_gates(model, found.scores).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
     assert torch.equal(found.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
@@ -152,7 +142,7 @@ def test_search_gates_alone_leaves_the_weights_and_folds_the_gates(images: Image
 def test_search_gates_trains_weights_too_and_leaves_its_argument(images: Images) -> None:
     model = toy_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = search_gates(model, images, GateSearch(SHORT), None, silent)
+    found = search_gates(model, images, GateSearch(SUPERVISED), None, silent)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not torch.equal(found.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
     assert not any(parameter.requires_grad for parameter in found.model.parameters())
@@ -160,31 +150,29 @@ def test_search_gates_trains_weights_too_and_leaves_its_argument(images: Images)
 
 def test_search_gates_interrupted_ends_with_the_same_bits(images: Images, tmp_path: Path) -> None:
     options = GateSearch(
-        Supervision(SHORT.training, drop_path=0.3, augment="standard"),
+        Supervision(SHORT, drop_path=0.3, augment="standard"),
     )
     whole = search_gates(toy_model(), images, options, None, silent)
 
-    def stop(task: str, done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        search_gates(toy_model(), images, options, checkpoint_in(tmp_path), stop)
+        search_gates(toy_model(), images, options, checkpoint_in(tmp_path), stop_at(5))
     found = search_gates(toy_model(), images, options, checkpoint_in(tmp_path), silent)
     assert all(torch.equal(gate, whole.scores[name]) for name, gate in found.scores.items())
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
     with pytest.raises(WeightsError, match="of another training"):
-        search_gates(toy_model(), images, GateSearch(SHORT, gate_lr=0.5), checkpoint_in(tmp_path), silent)
+        search_gates(
+            toy_model(), images, GateSearch(SUPERVISED, gate_lr=0.5), checkpoint_in(tmp_path), silent
+        )
 
 
 def test_search_gates_without_labels_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match="learns from labels, and the set has none"):
-        search_gates(toy_model(), open_toy(tmp_path, ""), GateSearch(SHORT), None, silent)
+        search_gates(toy_model(), open_toy(tmp_path, ""), GateSearch(SUPERVISED), None, silent)
 
 
 def test_search_gates_rate_beyond_reason_says_where_it_broke(images: Images) -> None:
-    options = GateSearch(SHORT, gate_lr=1e38)
+    options = GateSearch(SUPERVISED, gate_lr=1e38)
     with pytest.raises(TrainingError, match=r"is (nan|inf) in step \d of 6 \(epoch 1 of 2\)\. No checkpoint"):
         search_gates(toy_model(), images, options, None, silent)
 

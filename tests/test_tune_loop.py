@@ -10,7 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy_training import SAMPLES, TRAINING, Noise, Regression, SparseRegression, checkpoint_in, weights
+from toy_training import (
+    SAMPLES,
+    TRAINING,
+    Noise,
+    Regression,
+    SparseRegression,
+    checkpoint_in,
+    stop_at,
+    weights,
+)
 
 from edgevit.errors import TrainingError, WeightsError
 from edgevit.training import Training
@@ -27,14 +36,6 @@ def trained_weights(
     objective = kind()
     return_value = train_(objective, Noise(), training)
     return weights(objective), return_value
-
-
-def stop_at(step: int) -> object:
-    def stop(task: str, done: int, total: int) -> None:
-        if done == step:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

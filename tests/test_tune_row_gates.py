@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tune_gates import SHORT, open_toy
+from test_tune_gates import SUPERVISED
 from torch import Tensor
 from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
-from toy_training import checkpoint_in
+from toy_training import SHORT, checkpoint_in, open_toy, stop_at
 from toy_vits import ARCH, noise_images, toy_model, toy_plan
 
 from edgevit.images import Images
@@ -45,13 +45,13 @@ def seeded_gates(objective: GatedRows) -> dict[str, Tensor]:
 def test_gates_of_one_change_nothing() -> None:
     model, images = toy_model(), noise_images(4)
     with torch.no_grad():
-        found = GatedRows(model, RowSearch(SHORT))(images, TARGETS)
+        found = GatedRows(model, RowSearch(SUPERVISED))(images, TARGETS)
         assert torch.equal(found, cross_entropy(model(images), TARGETS).mean())
 
 
 @pytest.mark.parametrize("model", [toy_model(), toy_swin(), toy_slim_cct()], ids=["ViT", "Swin", "CCT"])
 def test_fold_rows_gives_what_gated_rows_give(model: SlimViT) -> None:
-    objective, images = GatedRows(model, RowSearch(SHORT)), noise_images(4, model.arch)
+    objective, images = GatedRows(model, RowSearch(SUPERVISED)), noise_images(4, model.arch)
     gates = seeded_gates(objective)
     with torch.no_grad():
         gated = objective(images, TARGETS)
@@ -62,7 +62,7 @@ def test_fold_rows_gives_what_gated_rows_give(model: SlimViT) -> None:
 
 def test_gate_of_zero_makes_a_row_and_its_bias_zero() -> None:
     model = toy_model()
-    folded = fold_rows(model, seeded_gates(GatedRows(model, RowSearch(SHORT))))
+    folded = fold_rows(model, seeded_gates(GatedRows(model, RowSearch(SUPERVISED))))
     for layer in (folded.blocks[1].attn.q, folded.blocks[1].mlp.fc1):
         assert not layer.weight[::5].any()
         assert not layer.bias[::5].any()
@@ -72,7 +72,7 @@ def test_gate_of_zero_makes_a_row_and_its_bias_zero() -> None:
 
 def test_zeros_that_gates_make_are_cut_without_a_change_of_the_outputs() -> None:
     model = toy_model()
-    folded = fold_rows(model, seeded_gates(GatedRows(model, RowSearch(SHORT))))
+    folded = fold_rows(model, seeded_gates(GatedRows(model, RowSearch(SUPERVISED))))
     options = IntraHead(method="intra-head", zeros=True, align=1)
     plan = intra_head(folded, toy_plan(folded, Counts()), options, group_scores(folded))
     assert {(block.qk_dim, block.vo_dim, block.hidden) for block in plan.blocks} == {(7, 7, 32)}
@@ -81,17 +81,17 @@ def test_zeros_that_gates_make_are_cut_without_a_change_of_the_outputs() -> None
 
 
 def test_gates_have_their_own_rate_and_no_decay() -> None:
-    objective = GatedRows(toy_model().requires_grad_(True), RowSearch(SHORT, gate_lr=5e-2))
+    objective = GatedRows(toy_model().requires_grad_(True), RowSearch(SUPERVISED, gate_lr=5e-2))
     gates, *rest = objective.groups()
     assert (gates.rate, gates.decayed, len(gates.names)) == (pytest.approx(50.0), False, 12)
     assert all(name.startswith("student.") for group in rest for name in group.names)
 
 
 def test_proximal_step_brings_gates_nearer_to_zero_and_stops_there() -> None:
-    objective = GatedRows(toy_model(), RowSearch(SHORT, gate_lr=0.1, l1=0.5))
+    objective = GatedRows(toy_model(), RowSearch(SUPERVISED, gate_lr=0.1, l1=0.5))
     with torch.no_grad():
         objective.rows[0][:3] = torch.tensor([1.0, -0.5, 0.02])
-        objective.after_step(SHORT.training.lr)  # at the highest rate the gates' own is gate_lr
+        objective.after_step(SHORT.lr)  # at the highest rate the gates' own is gate_lr
     expected = torch.tensor([0.95, -0.45, 0.0])
     torch.testing.assert_close(objective.rows[0].detach()[:3], expected)
 
@@ -100,7 +100,7 @@ def test_search_makes_rows_that_nothing_reads_exactly_zero(images: Images) -> No
     model = toy_model()
     model.blocks[1].mlp.fc2.weight[:, :10] = 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = search_rows(model, images, RowSearch(SHORT, gate_lr=0.2, l1=2.0), None, silent)
+    found = search_rows(model, images, RowSearch(SUPERVISED, gate_lr=0.2, l1=2.0), None, silent)
     assert not found.model.blocks[1].mlp.fc1.weight[:10].any()
     assert found.model.blocks[1].mlp.fc1.weight[10:].any()
     assert (found.scores["blocks.1.hidden"][:10] == 0).all()
@@ -112,20 +112,16 @@ def test_search_of_a_gated_mlp_gates_its_values(images: Images) -> None:
     from dataclasses import replace
 
     model = toy_model(replace(ARCH, gated=True, activation="silu"))
-    found = search_rows(model, images, RowSearch(SHORT), None, silent)
+    found = search_rows(model, images, RowSearch(SUPERVISED), None, silent)
     assert not torch.equal(found.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
 
 
 def test_search_interrupted_ends_with_the_same_bits(images: Images, tmp_path: Path) -> None:
-    options = RowSearch(SHORT, gate_lr=0.1)
+    options = RowSearch(SUPERVISED, gate_lr=0.1)
     whole = search_rows(toy_model(), images, options, None, silent)
 
-    def stop(task: str, done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        search_rows(toy_model(), images, options, checkpoint_in(tmp_path), stop)
+        search_rows(toy_model(), images, options, checkpoint_in(tmp_path), stop_at(5))
     found = search_rows(toy_model(), images, options, checkpoint_in(tmp_path), silent)
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())

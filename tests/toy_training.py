@@ -1,7 +1,8 @@
-"""A training of milliseconds: a small regression whose steps draw random numbers, and noise to learn."""
+"""Trainings of milliseconds: a regression whose steps draw random numbers; noise and images to learn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from toy_build import write_images
 
+from edgevit.images import Images, ImageSet, LoadedSet, open_images
+from edgevit.preprocess import Preprocess
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.objective import Group, Objective
 
 SAMPLES = 22
 TRAINING = Training(epochs=4, lr=1e-2, batch=5, precision="fp32", checkpoint_steps=3)  # 4 steps an epoch
+SHORT = Training(epochs=2, lr=1e-3, batch=4, precision="fp32", checkpoint_steps=2)  # on 12 images: 3 steps
+PREPROCESS = Preprocess(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 class Regression(Objective):
@@ -71,6 +77,23 @@ class Noise:
 def checkpoint_in(folder: Path, belongs_to: str = "toy") -> CheckpointFile:
     """Return where the toy training is kept."""
     return CheckpointFile(folder / "training.safetensors", belongs_to)
+
+
+def open_toy(folder: Path, label: str = "label") -> Images:
+    """Write 12 images for the models of toy_vits.py and open them; `label` empty: without labels."""
+    write_images(folder / "set", 12)
+    source = LoadedSet(ImageSet(kind="folder", path="set", label=label), folder / "set.toml")
+    return open_images(source, PREPROCESS, None, 0)
+
+
+def stop_at(step: int, of: str = "") -> Callable[[str, int, int], None]:
+    """Return a progress that is interrupted after a step, of the task `of` where it is named."""
+
+    def stop(task: str, done: int, total: int) -> None:
+        if done == step and of in ("", task):
+            raise KeyboardInterrupt
+
+    return stop
 
 
 def weights(objective: nn.Module) -> dict[str, Tensor]:

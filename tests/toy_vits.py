@@ -41,6 +41,16 @@ def toy_arch(reads: Reads = "class", prefix: int = 1, depth: int = 3) -> Arch:
     return dataclasses.replace(ARCH, reads=reads, prefix=prefix, blocks=(dims,) * depth)
 
 
+FORMS = {
+    "plain": ARCH,
+    "distilled": toy_arch("class+distillation", 2),
+    "mean": dataclasses.replace(toy_arch("mean"), norm="after-pool"),
+    "qk-norm": dataclasses.replace(ARCH, qk_norm=True),
+    "no qkv bias": dataclasses.replace(ARCH, qkv_bias=False),
+    "pre-norm": dataclasses.replace(ARCH, pre_norm=True),
+}
+"""What plain Vision Transformers differ in."""
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
