@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from edgevit.budget import BudgetSection
 from edgevit.errors import EdgevitError
 from edgevit.methods import METHODS, Count, Method, MethodTable, PerBlock
 from edgevit.plan import Recover
@@ -25,7 +26,6 @@ from edgevit.training import TrainingKeys
 
 Prefer = Literal["fastest", "all"]
 
-_NO_BUDGET = "not in this version. Say in [plan] or [prune] what remains."
 # timm.create_model takes these as well, but edgevit loads the weights, safely, by its own keys.
 _NOT_OPTIONS = {"pretrained": "model.pretrained", "checkpoint_path": "model.weights"}
 
@@ -180,7 +180,6 @@ class Gates(Strict):
 class Recipe(Strict):
     """A recipe; every section but [model] is optional."""
 
-    unknown_key_notes: ClassVar[Mapping[str, str]] = {"budget": _NO_BUDGET}
     how_to_make: ClassVar[str] = "Make one with `edgevit init MODEL > recipe.toml`."
 
     name: FolderName = ""
@@ -195,6 +194,8 @@ class Recipe(Strict):
     """What remains, by hand."""
     prune: PruneSection = ()
     """What remains, by methods that decide in their order; one table, or several."""
+    budget: BudgetSection | None = None
+    """How much the slim model may cost, in place of [plan] and [prune]; edgevit decides what remains."""
     slim: SlimSection = SlimSection()
     """How the cut parts are made up for."""
     tune: TuneSection | None = None
@@ -239,6 +240,7 @@ class Recipe(Strict):
             *_model_conflicts(section(table, "model")),
             *_plan_conflicts(section(table, "plan")),
             *_prune_conflicts(table),
+            *_budget_conflicts(table),
             *_missing_sections(table),
             *_target_conflicts(table.get("target")),
         ]
@@ -278,6 +280,24 @@ def _prune_conflicts(table: Mapping[str, object]) -> list[Problem]:
             else:
                 own.setdefault(kind, f"{where}.{option}")
         by |= own
+    return problems
+
+
+def _budget_conflicts(table: Mapping[str, object]) -> list[Problem]:
+    """Refuse a budget beside what decides the same, and without what it decides by."""
+    if "budget" not in table:
+        return []
+    problems = [
+        Problem(key, "[budget] decides what remains. Keep one of the two.")
+        for key in ("plan", "prune")
+        if table.get(key)
+    ]
+    if section(table, "slim").get("recover") == "none":
+        text = '"none" beside [budget], whose cuts are measured as the closed form makes them. Take it out.'
+        problems.append(Problem("slim.recover", text))
+    if "calibration" not in table:
+        text = "missing; [budget] measures cuts on images. Add [calibration], which needs no labels."
+        problems.append(Problem("calibration", text))
     return problems
 
 

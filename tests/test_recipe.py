@@ -88,7 +88,6 @@ def test_load_recipe_with_calibration_recovers_by_closed_form(tmp_path: Path) ->
     [
         (LEAST + "[prune]", "prune.method: missing; this key is required."),
         (LEAST + "[[prune]]", "prune[0].method: missing; this key is required."),
-        (LEAST + "[budget]", "budget: not in this version"),
         (LEAST + "[tune]", "calibration: missing; [tune] needs images to train on"),
         (LEAST + "[tune]\nepochs = 0", "2 problems\n  tune.epochs: expected a number >= 1, got 0"),
         (LEAST + '[tune]\nprecision = "fp16"\n[calibration]\nset = "a"', "tune.precision: expected"),

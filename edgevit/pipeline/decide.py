@@ -15,6 +15,7 @@ from edgevit.pipeline.search import Searched
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import (
     KINDS,
+    Anatomy,
     Counts,
     Kind,
     Plan,
@@ -42,9 +43,7 @@ def make_plan(stages: Stages, inputs: Inputs, searched: Searched, images: Images
         PlanError: every count that does not fit.
     """
     recipe, anatomy = inputs.recipe.recipe, read_anatomy(searched.start.loaded.model.arch)
-    # On by default; where the head reads all tokens that only matters to a recipe that asked for it.
-    asked = "dead_tokens" in recipe.slim.model_fields_set
-    dead = recipe.slim.dead_tokens and (asked or anatomy.read_tokens is not None)
+    dead = drops_dead_tokens(inputs, anatomy)
     by_hand = plan = plan_from_counts(anatomy, Counts(**recipe.plan.model_dump()), dead_tokens=dead)
     if recipe.methods:
         plan = _prune(stages, inputs, searched, by_hand, images)
@@ -53,6 +52,13 @@ def make_plan(stages: Stages, inputs: Inputs, searched: Searched, images: Images
         multiples = {kind: int(getattr(wanted.target.rules, kind)) for kind in KINDS}
         check_multiples(plan, keep_all(anatomy), multiples, wanted.target.name, decided)
     return plan
+
+
+def drops_dead_tokens(inputs: Inputs, anatomy: Anatomy) -> bool:
+    """Whether the plan drops dead tokens: by default, where the head does not read all of them."""
+    section = inputs.recipe.recipe.slim
+    asked = "dead_tokens" in section.model_fields_set
+    return section.dead_tokens and (asked or anatomy.read_tokens is not None)
 
 
 def _column(plan: Plan, kind: Kind) -> list[int]:

@@ -10,19 +10,22 @@ from edgevit.disk import atomic_write
 from edgevit.gates import require_gates
 from edgevit.integrate.depfile import depfile_text
 from edgevit.integrate.manifest import MANIFEST_FILE, manifest_text
-from edgevit.pipeline.decide import make_plan
+from edgevit.models.anatomy import read_anatomy
+from edgevit.pipeline.budget import Budgeted, budget_facts, plan_within_budget
+from edgevit.pipeline.decide import drops_dead_tokens, make_plan
 from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
 from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
 from edgevit.pipeline.publish import make_manifest, publish
 from edgevit.pipeline.report import Found, make_report
-from edgevit.pipeline.search import run_searches
-from edgevit.pipeline.sets import open_sets
+from edgevit.pipeline.search import Searched, run_searches
+from edgevit.pipeline.sets import Sets, open_sets
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import Measured, measure_targets
 from edgevit.pipeline.tune import distil_options, tune_slim
 from edgevit.pipeline.untuned import score_untuned
+from edgevit.plan import Plan
 from edgevit.progress import Progress, silent
 from edgevit.recipe import LoadedRecipe, naming_recipe
 from edgevit.report.html import render_html
@@ -103,17 +106,28 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     dense = load_dense(stages, inputs)
     sets = open_sets(stages, inputs, dense)
     searched = run_searches(stages, inputs, dense, sets.searching)
-    plan = make_plan(stages, inputs, searched, sets.calibration)
+    plan, budgeted = _decide(stages, inputs, searched, sets)
     plan_file = keep_plan(stages, plan)
     repair = SlimOptions(recipe.recover, fold_means=recipe.fold_means)
     slim = untuned = slim_dense(stages, searched.start, plan, repair, sets.calibration)
+    budget = None if budgeted is None else budget_facts(stages, inputs, budgeted, (dense, slim))
     tuned = None
     if recipe.tune is not None and sets.tuning is not None:
         options = distil_options(recipe.tune, plan)
         slim, tuned = tune_slim(stages, dense, slim, options, sets.tuning)
     archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
-    found = Found(archs, plan, dense.loaded.random_weights, sets, _versions(inputs), searched.facts, tuned)
+    random = dense.loaded.random_weights
+    found = Found(archs, plan, random, sets, _versions(inputs), searched.facts, tuned, budget)
     return _Made(dense, slim, untuned, plan_file, found)
+
+
+def _decide(stages: Stages, inputs: Inputs, searched: Searched, sets: Sets) -> tuple[Plan, Budgeted | None]:
+    """Decide what remains: by hand and by methods, or within a budget."""
+    if sets.judging is None:
+        return make_plan(stages, inputs, searched, sets.calibration), None
+    dead = drops_dead_tokens(inputs, read_anatomy(searched.start.loaded.model.arch))
+    budgeted = plan_within_budget(stages, inputs, searched.start, sets.judging, dead_tokens=dead)
+    return budgeted.allocation.plan, budgeted
 
 
 def _with_untuned(stages: Stages, inputs: Inputs, made: _Made, measured: Measured) -> Found:

@@ -22,6 +22,7 @@ from edgevit.plan import Plan
 from edgevit.report.model import (
     BlockFacts,
     BlockSide,
+    BudgetFacts,
     ModelSize,
     ModelSizes,
     PlanBlock,
@@ -50,6 +51,7 @@ class Found:
     versions: dict[str, str]
     searches: tuple[SearchFacts, ...]
     tune: TuneFacts | None
+    budget: BudgetFacts | None = None
 
 
 def make_report(
@@ -93,6 +95,7 @@ def make_report(
         evaluation=_set(evaluation.set, sets.evaluation, labelled=True, seen=seen_share(sets))
         if evaluation
         else None,
+        budget=found.budget,
         searches=found.searches,
         tune=found.tune,
         results=measured.results,

@@ -17,6 +17,8 @@ from edgevit.pipeline.stages import Stages
 from edgevit.tune.views import split
 
 _BATCH = 32
+_JUDGING = 128
+"""Images on which a budget's cuts are measured; the time that takes is proportional to them."""
 _SEEN_SHARE = 0.01
 """Of the evaluation images that may be among those learnt from."""
 
@@ -28,6 +30,8 @@ class Sets:
     calibration: Images | None
     evaluation: Images | None
     tuning: Images | None
+    judging: Images | None = None
+    """Of the calibration set, on which a budget's cuts are measured."""
     searching: Mapping[int, Images] = field(default_factory=dict)
     """Labelled, for the methods that learn, by their place."""
 
@@ -40,7 +44,7 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
     """
     recipe, default = inputs.recipe.recipe, dense.loaded.preprocess
     drawn = _Drawn(stages, inputs, dense)
-    calibration = evaluation = tuning = None
+    calibration = evaluation = tuning = judging = None
     searching = {}
     quantises = any(precision in CALIBRATED for wanted in inputs.wanted for precision in wanted.precisions)
     if recipe.recover == "closed-form" or need_images(recipe.methods) or quantises:
@@ -58,10 +62,13 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
             inputs.evaluation, default, recipe.evaluation.images, recipe.evaluation.seed, stages.progress
         )
         _check_labels(inputs, evaluation, dense.loaded.model.arch.classes)
-    sets = Sets(calibration, evaluation, tuning, searching)
+    if recipe.budget is not None and recipe.calibration is not None:
+        judging = drawn.draw(min(_JUDGING, recipe.calibration.images), "")
+    sets = Sets(calibration, evaluation, tuning, judging, searching)
     _refuse_seen(inputs, sets)
     named = {id(evaluation): ("evaluation", evaluation), id(tuning): ("tuning", tuning)}
     named |= {id(images): ("searching", images) for images in searching.values()}
+    named |= {id(judging): ("judging", judging)}
     named |= {
         id(calibration): ("calibration", calibration)
     }  # the first reader gives shared images their name
@@ -116,7 +123,7 @@ def seen_share(sets: Sets) -> float | None:
     """Return the share of the evaluation images that the build also looks at elsewhere; None without them."""
     if sets.evaluation is None:
         return None
-    others = (sets.calibration, sets.tuning, *sets.searching.values())
+    others = (sets.calibration, sets.tuning, sets.judging, *sets.searching.values())
     return max((_share_of(sets.evaluation, images) for images in others if images is not None), default=0.0)
 
 
@@ -137,6 +144,8 @@ def _refuse_seen(inputs: Inputs, sets: Sets) -> None:
         looked_at.setdefault(sets.tuning, how)
     if sets.calibration is not None:
         looked_at.setdefault(sets.calibration, "[calibration] draws")
+    if sets.judging is not None:
+        looked_at.setdefault(sets.judging, "[budget] measures cuts on")
     if sets.evaluation is None or inputs.evaluation is None:
         return
     for images, what in looked_at.items():

@@ -365,6 +365,36 @@ class TuneFacts(TrainingFacts):
     """The epoch, from 1, that scored best and is the result; null where the last one is."""
 
 
+class BudgetBlock(Part):
+    """What the solver predicted of one block."""
+
+    cost: Annotated[float, Field(ge=0.0)]
+    """In the unit of the budget."""
+    kl: Annotated[float, Field(ge=0.0)]
+    """Sum over the block's cuts, each measured alone."""
+
+
+class BudgetFacts(Part):
+    """A budget, and what was predicted beside what came out. KL is KL(dense || slim), nats."""
+
+    unit: Literal["macs", "params"]
+    asked: float | str
+    """As the recipe has it: a share of dense, or a number as text."""
+    limit: Annotated[float, Field(gt=0.0)]
+    dense: Count
+    predicted: Annotated[float, Field(gt=0.0)]
+    counted: Count
+    """Of the slim model that was made."""
+    predicted_kl: Annotated[float, Field(ge=0.0)]
+    """Sum over all cuts, each measured alone: later blocks repair part of it."""
+    measured_kl: Annotated[float, Field(ge=0.0)]
+    """Of the slim model before any training, on the same images."""
+    images: Count
+    blocks: tuple[BudgetBlock, ...]
+    decisions: tuple[str, ...]
+    """The large ones, a sentence each."""
+
+
 class Report(Part):
     """Everything that report.json says."""
 
@@ -383,6 +413,8 @@ class Report(Part):
     blocks: tuple[BlockFacts, ...]
     calibration: SetFacts | None = None
     evaluation: SetFacts | None = None
+    budget: BudgetFacts | None = None
+    """None where the recipe has none."""
     searches: tuple[SearchFacts, ...] = ()
     """Of the methods that learn what may go."""
     tune: TuneFacts | None = None

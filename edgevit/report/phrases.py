@@ -172,6 +172,20 @@ def training(report: Report) -> str | None:
     return f"The training took {text} ({tune.measured_on})."
 
 
+def budget(report: Report) -> list[str]:
+    """Say what the budget was, what came out beside what was predicted, and what was decided for it."""
+    facts = report.budget
+    if facts is None:
+        return []
+    unit = "MACs" if facts.unit == "macs" else "params"
+    spent = f"{count(facts.counted, facts.dense)} of at most {count(round(facts.limit), facts.dense)} {unit}"
+    kl = (
+        f"KL(dense || slim) {facts.measured_kl:.3g} on the {facts.images} images that cuts were measured on,"
+        f" where the cuts one by one add up to {facts.predicted_kl:.3g}"
+    )
+    return [f"Budget: {spent} are used; {kl}.", " ".join(facts.decisions)]
+
+
 def _lost(drop: Drop) -> str:
     if drop.points >= 0:
         return f"{points(drop.points)} points lost ({points_interval(drop.interval)})"
@@ -194,7 +208,8 @@ def findings(report: Report) -> list[str]:
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
     limited = [int8(f) for f in report.int8 if any(layer.returned is not None for layer in f.layers)]
-    return [*said, *trained, *none, *refused, *untrusted, *missing, *limited, *_parsers(report)]
+    parsers = _parsers(report)
+    return [*said, *trained, *budget(report), *none, *refused, *untrusted, *missing, *limited, *parsers]
 
 
 def _parsers(report: Report) -> list[str]:

@@ -73,9 +73,8 @@ def slim_model(
                 means = _mlp_means(dense, plan, _require(images, "folding what cut neurons add"), progress)
             return _select(dense, plan, means)
         case "closed-form":
-            _refuse_merged(dense)
-            _refuse_narrow(dense)
             given = _require(images, 'slim.recover = "closed-form"')
+            require_closed_form(dense, given)
             _check_enough(dense, plan, given)
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
 
@@ -135,6 +134,18 @@ def _refuse_cut_choices(dense: SlimViT, plan: Plan) -> None:
                 f"plan.hidden: blocks.{index}: expected all {full.hidden} neurons where each image chooses"
                 f" {block.per_image.used} of them, got {block.hidden}. Cut them for all images, or for each."
             )
+
+
+def require_closed_form(dense: SlimViT, images: Images) -> None:
+    """Make sure that a model can be slimmed in closed form, and that the images would do for it whole.
+
+    Raises:
+        PlanError: a model that merges tokens already, or lacks channels of its stream.
+        ImagesError: too few images.
+    """
+    _refuse_merged(dense)
+    _refuse_narrow(dense)
+    _check_enough(dense, keep_all(read_anatomy(dense.arch)), images)
 
 
 def _refuse_merged(dense: SlimViT) -> None:

@@ -7,8 +7,9 @@ Shapes: C embed width, K/V dims per head, r the dims that remain, F hidden neuro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,35 @@ def roots(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     floor = values[..., -1:].clamp_min(torch.finfo(values.dtype).tiny) * EIGENVALUE_FLOOR
     root = values.clamp_min(floor).sqrt()
     return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors / root.unsqueeze(-2)) @ vectors.mT
+
+
+@_one_thread()
+def qk_errors(query_square: Tensor, key_covariance: Tensor) -> Tensor:
+    """Return what is lost for each rank 0..K, summed over heads: mean squared logit errors, [K + 1].
+
+    Args:
+        query_square: E[q qᵀ] of each head's queries, [H, K, K].
+        key_covariance: Cov(k) of each head's keys, [H, K, K].
+    """
+    return _tail_sums(torch.linalg.svdvals(roots(query_square)[0] @ roots(key_covariance)[0]))
+
+
+@_one_thread()
+def vo_errors(out_weights: Tensor, covariances: Tensor) -> Tensor:
+    """Return what is lost for each rank 0..V, summed over heads: squared errors of the output, [V + 1].
+
+    Args:
+        out_weights: the heads' columns of the output projection, [H, C, V].
+        covariances: Cov(u) of each head's attention output u, [H, V, V].
+    """
+    return _tail_sums(torch.linalg.svdvals(out_weights @ roots(covariances)[0]))
+
+
+def _tail_sums(singular: Tensor) -> Tensor:
+    """Return the sums over heads of the squares from each place on: [H, K] -> [K + 1], the last 0."""
+    squares = singular.square().sum(dim=0)
+    tails = squares.flip(0).cumsum(0).flip(0)
+    return torch.cat([tails, tails.new_zeros(1)])
 
 
 @_one_thread()
@@ -113,38 +143,59 @@ def eliminate_heads(out_weight: Tensor, covariance: Tensor, heads: int, keep: in
     return torch.tensor(left, dtype=torch.int64), weight
 
 
+class Elimination(NamedTuple):
+    """The order in which parts go, and what each removal loses."""
+
+    order: list[int]
+    losses: list[float]
+    """Rise of the squared error of the output, with the others refitted."""
+
+
 def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tensor:
+    """Return the sorted indices of the neurons that stay, int64 [keep]; see `order_neurons`."""
+    return left_of(order_neurons(out_weight, covariance, keep).order, len(covariance))
+
+
+def left_of(removed: Sequence[int], count: int) -> Tensor:
+    """Return the sorted indices of those of `count` that were not removed, int64."""
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[list(removed)] = False
+    return kept.nonzero().flatten()
+
+
+def order_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Elimination:
     """Remove hidden neurons one after the other, each time the one that the others replace best.
 
     The loss of removing neuron j and refitting the others is ||W[:, j]||² / [H⁻¹]_jj with H = Cov + ridge;
     WᵀW and H⁻¹ follow by updates of low rank, which are collected and applied in blocks so that memory
-    traffic stays small.
+    traffic stays small. What stays for a smaller `keep` is part of what stays for a larger one.
 
     Args:
         out_weight: fc2's weight, [C, F].
         covariance: Cov of the neurons' activations, [F, F].
         keep: number of neurons that remain.
 
-    Returns:
-        Sorted indices of the kept neurons, int64 [keep].
-
     Reference: Hassibi and Stork 1993, Optimal Brain Surgeon, for the linear least-squares layer.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + _ridge(covariance)))
     gram, removed = out_weight.T @ out_weight, torch.zeros(len(covariance), dtype=torch.bool)
+    found = Elimination([], [])
     for start in range(0, len(covariance) - keep, _BLOCK):
-        steps, shifts = _eliminate_block(removed, gram, inverse, min(_BLOCK, len(covariance) - keep - start))
+        count = min(_BLOCK, len(covariance) - keep - start)
+        steps, shifts = _eliminate_block(removed, gram, inverse, count, found)
         inverse.addmm_(steps.T, steps, alpha=-1)
         gram.addmm_(shifts.T, steps, alpha=-1).addmm_(steps.T, shifts, alpha=-1)
-    return (~removed).nonzero().flatten()
+    return found
 
 
 _BLOCK = 64  # rank-one updates collected before they are applied
 
 
 @_one_thread()
-def _eliminate_block(removed: Tensor, gram: Tensor, inverse: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Remove `count` more neurons; `removed` is changed in place.
+def _eliminate_block(
+    removed: Tensor, gram: Tensor, inverse: Tensor, count: int, found: Elimination
+) -> tuple[Tensor, Tensor]:
+    """Remove `count` more neurons; `removed` is changed in place, and `found` gets them.
 
     Of W only WᵀW is needed, which follows as W -> W - W[:, p] H⁻¹[p] / H⁻¹[p, p] does: by a symmetric update
     of rank two. Rows and columns of removed neurons stay, as zeros: taking them out would copy both matrices.
@@ -156,7 +207,10 @@ def _eliminate_block(removed: Tensor, gram: Tensor, inverse: Tensor, count: int)
     steps = inverse.new_zeros(count, len(inverse))  # s = H⁻¹[p] / sqrt(H⁻¹[p, p]) at the time of removal
     shifts = torch.zeros_like(steps)  # u, where WᵀW loses u sᵀ + s uᵀ
     for step in range(count):
-        p = int(torch.where(removed, torch.inf, norms / diagonal).argmin())
+        losses = torch.where(removed, torch.inf, norms / diagonal)
+        p = int(losses.argmin())
+        found.order.append(p)
+        found.losses.append(float(losses[p]))
         row = inverse[p] - steps[:step, p] @ steps[:step]
         products = gram[p] - shifts[:step, p] @ steps[:step] - steps[:step, p] @ shifts[:step]
         root = row[p].sqrt()

@@ -26,8 +26,7 @@ def fit_attention(site: Site) -> list[Reduction]:
     Returns:
         What is merged or dropped in each batch of images; empty when all tokens stay.
     """
-    if isinstance(site.full.downsample, Downsample):
-        site.streams.downsample(site.full.downsample)
+    _merge_patches(site)
     if not site.streams.drifted and _uncut(site):
         site.cut.attn.load_state_dict(site.full.attn.state_dict())
         return _step_equal(site)
@@ -39,6 +38,30 @@ def fit_attention(site: Site) -> list[Reduction]:
         site.streams.add(part, site.cut.attn.proj(u @ maps.T))
     site.streams.drifted = True
     return reductions
+
+
+def attention_errors(site: Site) -> tuple[Tensor, Tensor]:
+    """Return what each rank of QK and of VO would lose on the slim stream, with nothing else cut.
+
+    Returns:
+        Squared errors of the logits [K + 1] and of the output [V + 1], by rank.
+    """
+    _merge_patches(site)
+    attention, moments = site.full.attn, Moments()
+    squares, covariances = _qk_moments(site, torch.arange(attention.heads))
+    for part in site.streams.slices():
+        mixed = _mix(attention, _normed(site, part), site.streams.sizes_of(part))
+        values = mixed.unflatten(-1, (attention.heads, -1)).flatten(0, 1).transpose(0, 1)  # [H, b * N', V]
+        weights = site.token_weights(site.weights.attention, part)
+        moments.add(values, weights.expand(attention.heads, -1))
+    out = attention.proj.weight.double().unflatten(1, (attention.heads, -1)).transpose(0, 1)  # [H, C, V]
+    qk = closed_form.qk_errors(squares.square, covariances.covariance)
+    return qk, closed_form.vo_errors(out, moments.covariance)
+
+
+def _merge_patches(site: Site) -> None:
+    if isinstance(site.full.downsample, Downsample):
+        site.streams.downsample(site.full.downsample)
 
 
 def _uncut(site: Site) -> bool:
@@ -107,6 +130,13 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
     full, rank = site.full.attn, site.cut.attn.qk_dim
     if rank == full.qk_dim:
         return None
+    squares, covariances = _qk_moments(site, heads)
+    return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
+
+
+def _qk_moments(site: Site, heads: Tensor) -> tuple[Moments, Moments]:
+    """Return the moments of the queries (before their scale) and of the keys of `heads`."""
+    full = site.full.attn
     squares, covariances = Moments(), Moments()
     for part in site.streams.slices():
         y = _normed(site, part)
@@ -116,7 +146,7 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
         column = site.head_weights(site.weights.keys, part, heads)
         squares.add(queries.transpose(0, 1).flatten(1, 2), row)
         covariances.add(keys.transpose(0, 1).flatten(1, 2), column)
-    return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
+    return squares, covariances
 
 
 def _run_wide(site: Site, wide: SlimAttention) -> tuple[list[Tensor], list[Reduction], Moments]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,32 @@ def _normed(site: Site, part: slice) -> Tensor:
 
 
 def _fit(site: Site) -> None:
-    full, cut, aim = site.full.mlp, site.cut.mlp, site.options.aim
-    write_worth(full, cut)
+    seen = observe_mlp(site)
+    write_mlp(site, seen, _choose_neurons(site, seen.moments))
+
+
+class SeenMlp(NamedTuple):
+    """What the full MLP was seen to do on the slim stream."""
+
+    reading: SlimMlp
+    """The full MLP as it reads what the cut one reads."""
+    moments: Moments
+    """Of its neurons."""
+
+
+def observe_mlp(site: Site) -> SeenMlp:
+    """Take the statistics of the full MLP on the slim stream, and move the dense one behind it."""
+    write_worth(site.full.mlp, site.cut.mlp)
     reading = _fit_inputs(site)
-    moments = _neuron_moments(site, reading)
+    return SeenMlp(reading, _neuron_moments(site, reading))
+
+
+def write_mlp(site: Site, seen: SeenMlp, kept: Tensor) -> None:
+    """Write the cut MLP of the neurons `kept`, its output fitted to what the site aims at."""
+    full, cut, aim = site.full.mlp, site.cut.mlp, site.options.aim
+    reading, moments = seen
     covariance, weight = moments.covariance, full.fc2.weight.double()
-    kept, width = _choose_neurons(site, moments, weight), len(weight)
+    width = len(weight)
     inner, linear = covariance[kept][:, kept], _is_linear(site, reading)
     if linear:
         # What the full branch gives is linear in its neurons: its moments need no pass of their own.
@@ -124,9 +145,9 @@ def _neuron_moments(site: Site, reading: SlimMlp) -> Moments:
     return moments
 
 
-def _choose_neurons(site: Site, moments: Moments, weight: Tensor) -> Tensor:
+def _choose_neurons(site: Site, moments: Moments) -> Tensor:
     """Return sorted indices of the neurons that stay, int64 [F']."""
-    keep = site.cut.mlp.fc1.out_features
+    keep, weight = site.cut.mlp.fc1.out_features, site.full.mlp.fc2.weight.double()
     if keep == weight.shape[1]:
         return torch.arange(keep)
     if site.options.greedy:

@@ -8,7 +8,7 @@ the dense stream of all blocks is, where the pass that weighs tokens could keep 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Streams:
     sizes: Tensor | None  # original tokens that each slim token stands for, [n, N', 1]; None where all are 1
     home: Tensor  # the slim token that holds each original token, int64 [n, N]; N' where it was dropped
     weights: list[BlockWeights]  # per block, of the original tokens
-    kept: list[Tensor] | None  # the dense stream behind each attention and MLP, where it was kept
+    kept: Mapping[int, Tensor] | None  # the dense stream behind attentions and MLPs, where it was kept
     drifted: bool = False  # whether the slim stream differs from the dense one
 
     def slices(self) -> Iterator[slice]:
@@ -143,7 +143,8 @@ def open_streams(
         equal = [_equal_weights(block.attn.heads, n, block.dims.tokens_in) for block in model.blocks]
         found = Weighed(equal, None)
     home = _everyone_at_home(n, tokens)
-    return Streams(stream, stream.clone(), None, home, found.weights, found.streams)
+    kept = None if found.streams is None else dict(enumerate(found.streams))
+    return Streams(stream, stream.clone(), None, home, found.weights, kept)
 
 
 def _everyone_at_home(images: int, tokens: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
+from edgevit.models.arch import BlockDims
+from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
 
 
 def write_linear(target: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
@@ -59,6 +60,15 @@ def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
     }
     missing = slim.load_state_dict(shared, strict=False)
     assert not missing.unexpected_keys
+
+
+def cut_block(full: SlimBlock, dims: BlockDims) -> SlimBlock:
+    """Return a block of `dims` with what no plan cuts of `full`; the rest is for a fit to write."""
+    cut = SlimBlock(dims, full.arch)
+    shared = {name: value for name, value in full.state_dict().items() if _no_plan_cuts(name)}
+    missing = cut.load_state_dict(shared, strict=False)
+    assert not missing.unexpected_keys
+    return cut.eval().requires_grad_(False)
 
 
 def _no_plan_cuts(name: str) -> bool:

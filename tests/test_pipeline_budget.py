@@ -1,0 +1,83 @@
+"""Builds with a budget, on the toy recipe."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from toy_build import write_toy
+
+from edgevit.errors import ImagesError, MeasurementError, PlanError
+from edgevit.pipeline import build
+from edgevit.recipe import load_recipe
+from edgevit.report import phrases
+from edgevit.report.model import Report
+
+
+def run(recipe: Path, out: Path) -> Report:
+    """Build; a timing that a busy machine made untrusted is taken again, all else is there already."""
+    for _ in range(9):
+        with contextlib.suppress(MeasurementError):
+            return build(load_recipe(str(recipe)), out)
+    return build(load_recipe(str(recipe)), out)
+
+
+def made(report: Report) -> list[str]:
+    return [stage.name for stage in report.stages if not stage.reused]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """Return a finished build and its recipe's folder."""
+    folder = tmp_path_factory.mktemp("budget")
+    return run(write_toy(folder, plan="[budget]\nmacs = 0.6\n"), folder / "out"), folder
+
+
+def test_build_meets_its_budget_and_says_what_was_predicted(built: tuple[Report, Path]) -> None:
+    report, _ = built
+    facts = report.budget
+    assert facts is not None
+    assert facts.counted == facts.predicted == report.models.slim.macs
+    assert 0.8 * facts.limit < facts.counted <= facts.limit == 0.6 * report.models.dense.macs
+    assert facts.measured_kl > 0
+    assert facts.predicted_kl == pytest.approx(sum(block.kl for block in facts.blocks))
+    assert facts.images == 64
+
+
+def test_report_explains_the_budget_in_sentences(built: tuple[Report, Path]) -> None:
+    report, _ = built
+    said = " ".join(phrases.budget(report))
+    assert said.startswith("Budget: ")
+    assert "of the dense model's MACs" in said.lower() or "MACs, these are saved" in said
+    assert said.isascii()
+
+
+def test_another_budget_measures_nothing_again(built: tuple[Report, Path]) -> None:
+    report, folder = built
+    assert "sensitivity" in made(report)
+    again = run(write_toy(folder, plan="[budget]\nparams = 0.7\n"), folder / "out")
+    assert "sensitivity" not in made(again)
+    assert again.budget is not None
+    assert again.models.slim.params <= 0.7 * again.models.dense.params
+
+
+def test_budget_that_no_plan_meets_names_the_smallest(built: tuple[Report, Path]) -> None:
+    _, folder = built
+    recipe = write_toy(folder, plan="[budget]\nmacs = 0.01\n")
+    with pytest.raises(PlanError, match=r"toy\.toml: budget\.macs: expected at least \d.*smallest that cuts"):
+        build(load_recipe(str(recipe)), folder / "out")
+
+
+def test_budget_of_more_than_the_model_has_is_refused(built: tuple[Report, Path]) -> None:
+    _, folder = built
+    recipe = write_toy(folder, plan='[budget]\nmacs = "5G"\n')
+    with pytest.raises(PlanError, match=r"budget\.macs: expected less than the dense model's"):
+        build(load_recipe(str(recipe)), folder / "out")
+
+
+def test_too_few_images_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan="[budget]\nmacs = 0.6\n")
+    recipe.write_text(recipe.read_text().replace("images = 64", "images = 4"))
+    with pytest.raises(ImagesError, match=r"calibration\.images: the closed form needs at least \d+ images"):
+        build(load_recipe(str(recipe)), tmp_path / "out")
