@@ -1,0 +1,72 @@
+"""Time the parts of a model side by side: the bursts of `protocol.py`, over many artefacts instead of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit.backends.base import Session
+from edgevit.board import Clock, TimeBudget, draw_sample, take_samples, timed_shape
+from edgevit.measure.statistics import drift, median_absolute_deviation
+
+TABLE_BUDGET = TimeBudget(warmup_s=0.1, seconds=40.0, min_samples=30, max_samples=2000)
+"""For all parts together. Each gets few samples, but the fit goes through all of them."""
+
+
+@dataclass(frozen=True)
+class PartTimes:
+    """Times of all parts."""
+
+    median_ms: Mapping[str, float]
+    mad_ms: Mapping[str, float]
+    drift: float
+    """How much slower all parts together ran in the second half than in the first, as a share."""
+
+
+def time_parts(
+    sessions: Mapping[str, Session],
+    batch: int,
+    budget: TimeBudget = TABLE_BUDGET,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    progress: Callable[[float], None] = lambda share: None,
+) -> PartTimes:
+    """Time parts in bursts side by side, each on numbers of its own input's shape.
+
+    Args:
+        sessions: the parts' artefacts, by name, loaded on one device with the same threads.
+        batch: images per run where an artefact leaves it open.
+        budget: how long to time all of them.
+        clock: nanoseconds from any start, never going back.
+        progress: called after every burst with the share of the time that is over, 0..1.
+
+    Raises:
+        BackendError: a run failed.
+    """
+    fed = [
+        _Fed(session, draw_sample(timed_shape(session.input_shape, batch))) for session in sessions.values()
+    ]
+    taken = take_samples(fed, fed[0].sample, budget, clock=clock, progress=progress)
+    bursts = {
+        name: np.array(runs) / 1e6 for name, runs in zip(sessions, taken.bursts_ns, strict=True)
+    }  # of each [K, R]
+    return PartTimes(
+        {name: float(np.median(ms)) for name, ms in bursts.items()},
+        {name: median_absolute_deviation(ms) for name, ms in bursts.items()},
+        drift(sum(np.median(ms, axis=1, keepdims=True) for ms in bursts.values())),
+    )
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """A session that takes a sample of its own, whatever it is given: parts have inputs of many shapes."""
+
+    session: Session
+    sample: NDArray[np.float32]
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.session.run(self.sample)

@@ -1,0 +1,144 @@
+"""Which blocks a latency table is made of: one long model, a part of which is timed at a time.
+
+All parts come from one model, so that it is exported and quantised once: the dense block, the same with fewer
+heads, dims and neurons, then blocks that merge tokens and some behind them, and last one that computes only
+the tokens that the head reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from edgevit.errors import UnsupportedModelError
+from edgevit.models.anatomy import read_anatomy
+from edgevit.models.arch import Arch, BlockDims
+from edgevit.plan import Kind
+
+_WIDTHS: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
+_STEPS: dict[Kind, int] = {"heads": 1, "qk_dim": 8, "vo_dim": 8, "hidden": 32}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which dims are timed, as shares of the dense block's."""
+
+    widths: tuple[float, ...] = (0.75, 0.5, 0.25)
+    """Of QK dims, VO dims and hidden neurons, each alone."""
+    steps_down: tuple[float, ...] = (0.96, 0.8)
+    """To which tokens fall on the way to the first of `levels`, as a merge has a price of its own."""
+    levels: tuple[float, ...] = (0.6, 0.33)
+    """Of tokens, at which widths are timed again."""
+
+
+GRID = Grid()
+"""34 blocks for a plain ViT, in as many parts but one."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A long model whose parts are timed."""
+
+    arch: Arch
+    parts: dict[str, range]
+    """Which blocks each part has."""
+
+
+@dataclass
+class _Row:
+    arch: Arch
+    tokens: int
+    blocks: list[BlockDims] = field(default_factory=list)
+    parts: dict[str, range] = field(default_factory=dict)
+
+    def add(self, name: str, dims: BlockDims, *, count: int = 1) -> None:
+        """Append `count` blocks of these widths at the tokens that are left, as one part."""
+        own = dataclasses.replace(dims, tokens_in=self.tokens, tokens_out=self.tokens, queries=self.tokens)
+        start = len(self.blocks)
+        self.blocks += [own] * count
+        self.parts[name] = range(start, start + count)
+
+    def merge(self, name: str, dims: BlockDims, share: float, full: int) -> None:
+        """Append a block that merges tokens down to a share of `full`, as far as one block can."""
+        prefix = self.arch.prefix
+        least = self.tokens - (self.tokens - prefix + 1) // 2
+        left = max(least, round(share * full))
+        if left >= self.tokens:
+            return
+        self.add(name, dims)
+        self.blocks[-1] = dataclasses.replace(self.blocks[-1], tokens_out=left)
+        self.tokens = left
+
+
+def make_probe(arch: Arch, grid: Grid = GRID) -> Probe:
+    """Return the long model for a dense one.
+
+    Raises:
+        UnsupportedModelError: its blocks are not those of a plain ViT.
+    """
+    full = arch.blocks[0]
+    plain = dataclasses.replace(full, tokens_out=full.tokens_in, queries=full.tokens_in)
+    if any(block != plain for block in arch.blocks) or full.window or full.per_image or arch.merged:
+        raise UnsupportedModelError(
+            "budget: a latency table needs blocks that are all alike, without windows, merging or a choice"
+            " per image, and this model's are not. Give the budget as macs or params, which need no table."
+        )
+    refused = read_anatomy(arch).refused
+    row = _Row(arch, full.tokens_in)
+    row.add("stem", full)
+    row.add("full", full)
+    row.add("full twice", full, count=2)
+    for name, dims in _narrow(full, refused, grid):
+        row.add(name, dims)
+    if "tokens" not in refused:
+        _add_levels(row, full, refused, grid)
+    if arch.read_tokens is not None:
+        row.add("read", full)
+        row.blocks[-1] = dataclasses.replace(
+            row.blocks[-1], queries=arch.read_tokens, tokens_out=arch.read_tokens
+        )
+    return Probe(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts)
+
+
+def _narrow(full: BlockDims, refused: dict[Kind, str], grid: Grid) -> Iterator[tuple[str, BlockDims]]:
+    """Yield blocks with less of one kind, and with less of several."""
+    for kind in _WIDTHS:
+        for share in grid.widths if kind not in refused else ():
+            count = _count(int(getattr(full, kind)), share, _STEPS[kind])
+            yield f"{kind} {count}", _with(full, {kind: count})
+    halves = _halves(full, refused)
+    yield "half of heads", _with(full, {"heads": halves["heads"]})
+    yield "half of dims", _with(full, {k: halves[k] for k in ("qk_dim", "vo_dim") if k in halves})
+    yield "half of all", _with(full, halves)
+
+
+def _halves(full: BlockDims, refused: dict[Kind, str]) -> dict[Kind, int]:
+    return {
+        kind: _count(int(getattr(full, kind)), 0.5, step)
+        for kind, step in _STEPS.items()
+        if kind not in refused
+    }
+
+
+def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid) -> None:
+    halves = _halves(full, refused)
+    dense = full.tokens_in
+    for share in grid.steps_down:
+        row.merge(f"merge to {share:.0%}", full, share, dense)
+    for share in grid.levels:
+        row.merge(f"merge to {share:.0%}", full, share, dense)
+        row.add(f"full at {share:.0%}", full)
+        row.add(f"half of dims at {share:.0%}", _with(full, {k: v for k, v in halves.items() if "dim" in k}))
+        row.add(f"half of heads at {share:.0%}", _with(full, {"heads": halves["heads"]}))
+        row.add(f"half of hidden at {share:.0%}", _with(full, {"hidden": halves["hidden"]}))
+
+
+def _with(full: BlockDims, counts: dict[Kind, int]) -> BlockDims:
+    return dataclasses.replace(full, **counts)
+
+
+def _count(most: int, share: float, step: int) -> int:
+    """Return a share of `most`, in steps where they are no more than an eighth of it."""
+    step = step if step * 8 <= most else 1
+    return max(step, round(share * most / step) * step)

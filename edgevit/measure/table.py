@@ -1,0 +1,281 @@
+"""How long a block of any dims takes on a target, from times of single blocks: the latency table.
+
+What a block computes is counted in terms (products, softmax, neurons, weights read ...), each of which grows
+with every dim. A table has one time for a unit of each term, found by non-negative least squares over the
+relative errors of timed blocks (Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23). So
+between and beyond the timed dims a time never falls where a dim grows, and no timed block counts for more
+because it is larger.
+
+Shapes: n timed parts, t terms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from edgevit.errors import MeasurementError
+from edgevit.models.arch import Arch, BlockDims
+from edgevit.target import Precision
+
+TABLE_SCHEMA = 1
+
+Terms = Mapping[str, float]
+"""What something computes, by term, in millions; `block` and its like in pieces."""
+
+
+def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float]:
+    """Count what a block computes.
+
+    Args:
+        arch: the model that it is in.
+        block: its dims.
+        sized: whether tokens stand for several when they enter, so that logits get their sizes.
+    """
+    qk, vo = block.heads * block.qk_dim, block.heads * block.vo_dim
+    rows = block.queries + block.tokens_in
+    pairs = block.queries * block.attended
+    terms = {
+        "block": 1.0,
+        "elements": (rows + block.tokens_out) * block.embed / 1e6,
+        "qk projection": rows * block.embed * qk / 1e6,
+        "vo projection": rows * block.embed * vo / 1e6,
+        "qk product": pairs * qk / 1e6,
+        "vo product": pairs * vo / 1e6,
+        "softmax": pairs * block.heads / 1e6,
+        "mlp": 2 * block.tokens_out * block.embed * block.hidden / 1e6,
+        "neurons": block.tokens_out * block.hidden / 1e6,
+        "weights": 2 * block.embed * (qk + vo + block.hidden) / 1e6,
+    }
+    if sized:
+        terms |= {"sizes": 1.0, "sized logits": pairs * block.heads / 1e6}
+    return terms | _merge_terms(arch, block)
+
+
+def _merge_terms(arch: Arch, block: BlockDims) -> dict[str, float]:
+    """Count what merging pairs of tokens behind the attention takes."""
+    if not block.merged:
+        return {}
+    patches = block.queries - arch.prefix
+    return {
+        "merge": 1.0,
+        "matching": (patches**2 / 4) * (block.qk_dim + 1) / 1e6,
+        "pooling": (patches / 2) * block.merged * block.embed / 1e6,
+        "gathering": patches * block.embed / 1e6,
+    }
+
+
+def fit_terms(counted: Sequence[Terms], times_ms: NDArray[np.float64]) -> dict[str, float]:
+    """Find the time of a unit of each term, >= 0, such that sums over terms are nearest to what was timed.
+
+    Args:
+        counted: what each timed part computes, n of them.
+        times_ms: how long each took, > 0, [n].
+
+    Returns:
+        Milliseconds per unit of each term.
+    """
+    names = sorted({name for terms in counted for name in terms})
+    design = np.array([[terms.get(name, 0.0) for name in names] for terms in counted])
+    found, _ = nnls(design / times_ms[:, None], np.ones(len(times_ms)))
+    return dict(zip(names, found.tolist(), strict=True))
+
+
+def _sum(terms: Terms, per_unit: Mapping[str, float]) -> float:
+    return sum(count * per_unit.get(name, 0.0) for name, count in terms.items())
+
+
+def part_terms(arch: Arch, blocks: range) -> dict[str, float]:
+    """Count what a part of a model computes, as a graph of its own: some blocks in a row.
+
+    With the first block it has the stem in front of it, with the last one the head behind it.
+
+    Args:
+        arch: the model that it is a part of.
+        blocks: which blocks.
+    """
+    first, last = arch.blocks[blocks[0]], arch.blocks[blocks[-1]]
+    copied = 0.0
+    found: dict[str, float] = {}
+    if blocks[0] == 0:
+        found["stem"] = 1.0
+    else:
+        found["part"] = 1.0
+        copied += first.tokens_in * first.embed
+    if blocks[-1] == len(arch.blocks) - 1:
+        found["head"] = 1.0
+    else:
+        copied += last.tokens_out * last.embed
+    found["copied"] = copied / 1e6
+    for index in blocks:
+        block = arch.blocks[index]
+        for name, count in block_terms(arch, block, sized=_is_sized(arch, index)).items():
+            found[name] = found.get(name, 0.0) + count
+    return found
+
+
+def _is_sized(arch: Arch, index: int) -> bool:
+    """Whether tokens that enter a block stand for several, as pairs were merged before it."""
+    before = [(block.merged, block.choice) for block in arch.blocks[:index]]
+    return any(count and choice is None for count, choice in before)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the times of a table belong to."""
+
+    runtime: str
+    versions: Mapping[str, str]
+    """Of the runtime, and of edgevit."""
+    device: str
+    machine: Mapping[str, str]
+    """CPU, cores, and what sets its clocks, as far as the kernel shows them."""
+    threads: int
+    """0: all cores."""
+    precision: Precision
+    batch: int
+
+
+@dataclass(frozen=True)
+class TimedPart:
+    """A part of a model that was timed."""
+
+    name: str
+    terms: Terms
+    ms: float
+    """Median."""
+    mad_ms: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A whole model that was timed beside its prediction."""
+
+    name: str
+    measured_ms: float
+    predicted_ms: float
+
+    @property
+    def error(self) -> float:
+        """Return how far the prediction is above the measurement, as a share of it."""
+        return self.predicted_ms / self.measured_ms - 1.0
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Times of blocks on one device in one precision, and what they say about blocks of any dims."""
+
+    on: Device
+    embed: int
+    """Width of the residual stream that was timed."""
+    drift: float
+    """How much slower all parts together ran in the second half of the timing than in the first."""
+    parts: tuple[TimedPart, ...]
+    ms_per_unit: Mapping[str, float]
+    """Of each term."""
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Return how far each timed part's prediction is above what was timed, as shares."""
+        return tuple(_sum(part.terms, self.ms_per_unit) / part.ms - 1.0 for part in self.parts)
+
+    def rest_ms(self) -> float:
+        """Return the time of everything that is no block."""
+        return self.ms_per_unit["stem"] + self.ms_per_unit["head"]
+
+    def block_ms(self, arch: Arch, block: BlockDims, *, sized: bool) -> float:
+        """Return the time of one block; see `block_terms`."""
+        return _sum(block_terms(arch, block, sized=sized), self.ms_per_unit)
+
+    def blocks_ms(self, arch: Arch) -> tuple[float, ...]:
+        """Return the time of each block of a model."""
+        return tuple(
+            self.block_ms(arch, block, sized=_is_sized(arch, index))
+            for index, block in enumerate(arch.blocks)
+        )
+
+    def total_ms(self, arch: Arch) -> float:
+        """Return the time of a whole model: its blocks, and the rest."""
+        return self.rest_ms() + sum(self.blocks_ms(arch))
+
+
+def make_table(on: Device, embed: int, timed: Sequence[TimedPart], drift: float) -> LatencyTable:
+    """Fit a table to the parts that were timed."""
+    found = fit_terms([part.terms for part in timed], np.array([part.ms for part in timed]))
+    return LatencyTable(on, embed, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
+
+
+def check_table(table: LatencyTable, whole: Sequence[tuple[str, Arch, float]]) -> LatencyTable:
+    """Return the table with the models (name, dims, measured ms) that were timed whole beside it."""
+    checks = tuple(Check(name, measured, table.total_ms(arch)) for name, arch, measured in whole)
+    return dataclasses.replace(table, checks=checks)
+
+
+@dataclass(frozen=True)
+class LatencyCost:
+    """Milliseconds from a table: the `CostModel` of prune/allocate.py."""
+
+    table: LatencyTable
+    arch: Arch
+    """Of the dense model."""
+    dead_tokens: bool
+
+    def block(  # noqa: PLR0913  (the dims of a block, as CostModel has them)
+        self, index: int, tokens_in: int, tokens_out: int, qk: int, vo: int, heads: int, hidden: int
+    ) -> float:
+        """Return the time of one block; see `CostModel.block`."""
+        full = self.arch.blocks[index]
+        dead = self.dead_tokens and index == len(self.arch.blocks) - 1
+        dims = dataclasses.replace(
+            full,
+            heads=heads,
+            qk_dim=qk,
+            vo_dim=vo,
+            hidden=hidden,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            queries=tokens_out if dead else tokens_in,
+        )
+        sized = tokens_in < full.tokens_in or _is_sized(self.arch, index)
+        return self.table.block_ms(self.arch, dims, sized=sized)
+
+    def rest(self) -> float:
+        """Return the time of everything that is no block."""
+        return self.table.rest_ms()
+
+
+def table_to_json(table: LatencyTable) -> str:
+    """Write a table as JSON text, the same for equal tables."""
+    return json.dumps({"schema": TABLE_SCHEMA, **dataclasses.asdict(table)}, indent=1, sort_keys=True) + "\n"
+
+
+def table_from_json(text: str, where: str) -> LatencyTable:
+    """Rebuild a table from `table_to_json`.
+
+    Raises:
+        MeasurementError: another schema, or keys that are missing or unknown; `where` names the file.
+    """
+    try:
+        data = json.loads(text)
+        schema = data.pop("schema")
+        on = Device(**data.pop("on"))
+        parts = tuple(TimedPart(**part) for part in data.pop("parts"))
+        checks = tuple(Check(**check) for check in data.pop("checks"))
+        table = LatencyTable(on=on, parts=parts, checks=checks, **data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MeasurementError(
+            f"{where}: expected a latency table, got something else ({error}). Delete it to measure again."
+        ) from error
+    if schema != TABLE_SCHEMA:
+        raise MeasurementError(
+            f"{where}: expected a latency table of schema {TABLE_SCHEMA}, got {schema}. Delete it to measure"
+            " again."
+        )
+    return table

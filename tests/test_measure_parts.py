@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+from fake_backend import FakeClock, FakeSession
+
+from edgevit.board import TimeBudget
+from edgevit.measure.parts import time_parts
+
+BUDGET = TimeBudget(warmup_s=0.0, seconds=0.5, min_samples=20, max_samples=200)
+
+
+def test_each_part_has_its_own_time_whatever_its_input() -> None:
+    clock = FakeClock()
+    sessions = {
+        "a": FakeSession(clock, lambda run: 1.0, (1, 4)),
+        "b": FakeSession(clock, lambda run: 3.0, (1, 17, 24)),
+        "c": FakeSession(clock, lambda run: 2.0, (None, 3)),
+    }
+    found = time_parts(sessions, 2, BUDGET, clock=clock)
+    assert found.median_ms == {"a": 1.0, "b": 3.0, "c": 2.0}
+    assert set(found.mad_ms.values()) == {0.0}
+    assert found.drift == 0.0
+
+
+def test_parts_that_all_become_slower_drift() -> None:
+    clock = FakeClock()
+    sessions = {name: FakeSession(clock, lambda run: 1.0 if clock.now_ns < 0.25e9 else 1.2) for name in "ab"}
+    assert time_parts(sessions, 1, BUDGET, clock=clock).drift == pytest.approx(0.2)
