@@ -18,6 +18,7 @@ from edgevit.measure.table import (
     fit_terms,
     make_table,
     part_terms,
+    scale_table,
     table_from_json,
     table_to_json,
 )
@@ -155,14 +156,22 @@ def test_latency_cost_adds_up_to_the_table_of_the_slim_model(dead: bool) -> None
     assert cost.rest() + sum(blocks) == pytest.approx(TABLE.total_ms(arch))
 
 
+def test_scaled_table_predicts_what_the_whole_model_took() -> None:
+    slim = _slim(Counts(hidden=20))
+    scaled = scale_table(TABLE, ARCH, 1.1 * TABLE.total_ms(ARCH))
+    assert scaled.scale == pytest.approx(1.1)
+    assert scaled.total_ms(slim) == pytest.approx(1.1 * TABLE.total_ms(slim))
+    assert scaled.total_ms(slim) == pytest.approx(scaled.rest_ms() + sum(scaled.blocks_ms(slim)))
+
+
 def test_check_sets_the_prediction_beside_the_measurement() -> None:
-    checked = check_table(TABLE, [("dense", ARCH, TABLE.total_ms(ARCH) / 1.05)])
+    checked = check_table(TABLE, "dense", ARCH, TABLE.total_ms(ARCH) / 1.05)
     assert checked.checks[0].error == pytest.approx(0.05)
 
 
 def test_table_from_its_json_is_equal() -> None:
     part = TimedPart("full", part_terms(ARCH, range(1, 2)), 1.5, 0.1)
-    table = check_table(dataclasses.replace(TABLE, parts=(part,)), [("dense", ARCH, 3.0)])
+    table = check_table(dataclasses.replace(TABLE, parts=(part,)), "dense", ARCH, 3.0)
     assert table_from_json(table_to_json(table), "table.json") == table
 
 

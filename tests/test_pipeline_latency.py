@@ -1,19 +1,20 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
-from toy_vits import toy_arch
+from toy_vits import noise_images, toy_arch, toy_model
 
 from edgevit.backends.openvino import OpenVINO
 from edgevit.board import TimeBudget
-from edgevit.measure.probes import Grid, make_probe
+from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.precision import quantise
+from edgevit.measure.long_model import Grid, make_long_model
 from edgevit.measure.table import LatencyTable
-from edgevit.models.arch import Arch
 from edgevit.pipeline import latency
-from edgevit.pipeline.graphs import Form
+from edgevit.pipeline.graphs import Form, Graph
 from edgevit.pipeline.latency import Effort, measure_table
 from edgevit.pipeline.stages import Stages
 from edgevit.progress import silent
@@ -34,34 +35,36 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
         yield Stages(store, silent)
 
 
-def measure(stages: Stages, target: Target = TARGET, arch: Arch = ARCH) -> tuple[LatencyTable, list[str]]:
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    path = tmp_path_factory.mktemp("dense") / "fp32.onnx"
+    export_onnx(toy_model(ARCH), path, ExportOptions())
+    return Graph(path, "", ARCH)
+
+
+def measure(stages: Stages, dense: Graph, target: Target = TARGET) -> tuple[LatencyTable, list[str]]:
     """Return a table, and the stages that were not there."""
     before = len(stages.facts)
-    table = measure_table(stages, (target, "fp32"), Form(18, 1, simplify=False), arch, EFFORT)
+    table = measure_table(stages, (target, "fp32"), Form(18, 1, simplify=False), dense, EFFORT)
     return table, [facts.name for facts in stages.facts[before:] if not facts.reused]
 
 
-def test_table_has_a_time_for_every_part(stages: Stages) -> None:
-    table, made = measure(stages)
+def test_table_has_a_time_for_every_part(stages: Stages, dense: Graph) -> None:
+    table, made = measure(stages, dense)
     assert made == ["latency-parts fp32", "latency-times here fp32"]
-    assert [part.name for part in table.parts] == list(make_probe(ARCH, EFFORT.grid).parts)
+    assert [part.name for part in table.parts] == list(make_long_model(ARCH, EFFORT.grid).parts)
     assert all(part.ms > 0 for part in table.parts)
     assert table.on.versions["openvino"] == OpenVINO().versions()["openvino"]
     assert min(table.blocks_ms(ARCH)) > 0
     assert table.total_ms(ARCH) > table.rest_ms()
+    assert table.scale > 0
 
 
-def test_table_is_measured_once(stages: Stages) -> None:
-    first, _ = measure(stages)
-    again, made = measure(stages)
+def test_table_is_measured_once(stages: Stages, dense: Graph) -> None:
+    first, _ = measure(stages, dense)
+    again, made = measure(stages, dense)
     assert made == []
     assert again == first
-
-
-def test_table_of_another_depth_is_the_same(stages: Stages) -> None:
-    first, _ = measure(stages)
-    deeper = dataclasses.replace(ARCH, blocks=ARCH.blocks * 2)
-    assert measure(stages, arch=deeper) == (first, [])
 
 
 class OtherVersion(OpenVINO):
@@ -70,23 +73,28 @@ class OtherVersion(OpenVINO):
 
 
 def test_table_of_another_runtime_version_is_measured_again(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch
+    stages: Stages, dense: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure(stages)
+    measure(stages, dense)
     monkeypatch.setattr(latency, "get_backend", lambda runtime: OtherVersion())
-    table, made = measure(stages)
+    table, made = measure(stages, dense)
     assert made == ["latency-times here fp32"]
     assert table.on.versions["openvino"] == "another"
 
 
-def test_table_of_another_thread_count_is_measured_again(stages: Stages) -> None:
-    measure(stages)
+def test_table_of_another_thread_count_is_measured_again(stages: Stages, dense: Graph) -> None:
+    measure(stages, dense)
     two = TARGET.model_copy(update={"threads": 2})
-    assert measure(stages, two)[1] == ["latency-times here fp32"]
+    assert measure(stages, dense, two)[1] == ["latency-times here fp32"]
 
 
 @pytest.mark.slow
-def test_table_in_int8_has_parts_that_quantise(stages: Stages, tmp_path: Path) -> None:
-    table = measure_table(stages, (TARGET, "int8"), Form(18, 1, simplify=False), ARCH, EFFORT)
+def test_table_in_int8_is_of_parts_that_quantise(stages: Stages, dense: Graph, tmp_path: Path) -> None:
+    images = list(noise_images(4).numpy()[:, None])
+    quantise(dense.path, images, tmp_path / "int8.onnx", smooth=False)
+    graph = Graph(tmp_path / "int8.onnx", "", ARCH)
+    table = measure_table(stages, (TARGET, "int8"), Form(18, 1, simplify=False), graph, EFFORT)
     assert table.on.precision == "int8"
     assert all(part.ms > 0 for part in table.parts)
+    (parts,) = stages.store.root.rglob("latency-parts-*/full.onnx")
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(parts).graph.node)

@@ -179,7 +179,11 @@ class LatencyTable:
     parts: tuple[TimedPart, ...]
     ms_per_unit: Mapping[str, float]
     """Of each term."""
+    scale: float = 1.0
+    """How many times as long the whole dense model takes as its parts together: its weights share the caches
+    with those of all other blocks."""
     checks: tuple[Check, ...] = ()
+    """Models that were timed whole, beside their predictions."""
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -188,11 +192,11 @@ class LatencyTable:
 
     def rest_ms(self) -> float:
         """Return the time of everything that is no block."""
-        return self.ms_per_unit["stem"] + self.ms_per_unit["head"]
+        return self.scale * (self.ms_per_unit["stem"] + self.ms_per_unit["head"])
 
     def block_ms(self, arch: Arch, block: BlockDims, *, sized: bool) -> float:
         """Return the time of one block; see `block_terms`."""
-        return _sum(block_terms(arch, block, sized=sized), self.ms_per_unit)
+        return self.scale * _sum(block_terms(arch, block, sized=sized), self.ms_per_unit)
 
     def blocks_ms(self, arch: Arch) -> tuple[float, ...]:
         """Return the time of each block of a model."""
@@ -212,10 +216,16 @@ def make_table(on: Device, embed: int, timed: Sequence[TimedPart], drift: float)
     return LatencyTable(on, embed, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
 
 
-def check_table(table: LatencyTable, whole: Sequence[tuple[str, Arch, float]]) -> LatencyTable:
-    """Return the table with the models (name, dims, measured ms) that were timed whole beside it."""
-    checks = tuple(Check(name, measured, table.total_ms(arch)) for name, arch, measured in whole)
-    return dataclasses.replace(table, checks=checks)
+def scale_table(table: LatencyTable, arch: Arch, measured_ms: float) -> LatencyTable:
+    """Return the table whose prediction for a model that was timed whole beside the parts is what it took."""
+    factor = measured_ms / table.total_ms(arch)
+    return dataclasses.replace(table, scale=table.scale * factor)
+
+
+def check_table(table: LatencyTable, name: str, arch: Arch, measured_ms: float) -> LatencyTable:
+    """Return the table with one more model that was timed whole."""
+    check = Check(name, measured_ms, table.total_ms(arch))
+    return dataclasses.replace(table, checks=(*table.checks, check))
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,19 @@ from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.parts import cut_parts
 from edgevit.export.precision import quantise
+from edgevit.measure.long_model import GRID, Grid, LongModel, make_long_model
 from edgevit.measure.parts import TABLE_BUDGET, PartTimes, time_parts
-from edgevit.measure.probes import GRID, Grid, Probe, make_probe
 from edgevit.measure.table import (
     Device,
     LatencyTable,
     TimedPart,
     make_table,
     part_terms,
+    scale_table,
 )
 from edgevit.models.arch import Arch, arch_to_json
 from edgevit.models.layers import SlimViT
-from edgevit.pipeline.graphs import Form
+from edgevit.pipeline.graphs import Form, Graph
 from edgevit.pipeline.keys import code_sha256, library_versions
 from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
@@ -37,6 +38,7 @@ from edgevit.target import Precision, Target
 from edgevit.version import __version__
 
 TIMES_FILE = "times.json"
+_DENSE = "dense"
 _RANGING_IMAGES = 2
 """Images of noise by which the long model is quantised: times do not depend on the ranges."""
 
@@ -56,7 +58,7 @@ def measure_table(
     stages: Stages,
     device: tuple[Target, Precision],
     form: Form,
-    arch: Arch,
+    dense: Graph,
     effort: Effort = EFFORT,
 ) -> LatencyTable:
     """Measure how long blocks take, or take the table that is there.
@@ -65,7 +67,7 @@ def measure_table(
         stages: runs the stages.
         device: the target, and the precision that is computed in.
         form: of the graphs; a dynamic batch is timed at the target's.
-        arch: dims of the dense model.
+        dense: the dense model's graph in this precision, which is timed whole beside the parts.
         effort: how much is measured.
 
     Raises:
@@ -75,50 +77,53 @@ def measure_table(
     """
     target, precision = device
     backend = get_backend(target.runtime)
-    probe = make_probe(arch, effort.grid)
+    arch = dense.arch
+    model = make_long_model(arch, effort.grid)
     batch = form.batch or target.batch
-    parts = _make_parts(stages, probe, Form(form.opset, batch, form.simplify), GRAPH_OF[precision])
+    parts = _make_parts(stages, model, Form(form.opset, batch, form.simplify), GRAPH_OF[precision])
     on = _describe(backend, device, batch)
     key: dict[str, JSON] = {
         "on": asdict(on),
         "parts": parts.name,
+        "dense": arch_to_json(arch),  # its weights do not matter
         "budget": asdict(effort.budget),
-        "code": code_sha256("backends", "board", "measure/parts", "measure/probes"),
+        "code": code_sha256("backends", "board", "measure/parts", "measure/long_model"),
     }
 
     def make(folder: Path) -> None:
-        times = _time(stages, backend, device, _Parts(parts, probe, batch), effort.budget)
+        times = _time(stages, backend, device, _Parts(parts, model, dense.path, batch), effort.budget)
         (folder / TIMES_FILE).write_text(json.dumps(asdict(times), sort_keys=True), encoding="utf-8")
 
     folder = stages.run("latency-times", key, make, of=f"{target.name} {precision}")
     times = PartTimes(**json.loads((folder / TIMES_FILE).read_text(encoding="utf-8")))
     timed = [
-        TimedPart(name, part_terms(probe.arch, blocks), times.median_ms[name], times.mad_ms[name])
-        for name, blocks in probe.parts.items()
+        TimedPart(name, part_terms(model.arch, blocks), times.median_ms[name], times.mad_ms[name])
+        for name, blocks in model.parts.items()
     ]
-    return make_table(on, arch.embed, timed, times.drift)
+    table = make_table(on, arch.embed, timed, times.drift)
+    return scale_table(table, arch, times.median_ms[_DENSE])
 
 
-def _make_parts(stages: Stages, probe: Probe, form: Form, precision: Precision) -> Path:
+def _make_parts(stages: Stages, model: LongModel, form: Form, precision: Precision) -> Path:
     """Export the long model, in int8 quantised, and cut its parts; its weights are random numbers."""
     key: dict[str, JSON] = {
-        "arch": arch_to_json(probe.arch),
+        "arch": arch_to_json(model.arch),
         "form": asdict(form),
         "precision": precision,
         "versions": library_versions(
             ("onnx", "onnxscript", "onnx-ir", "torch", *(("nncf",) if precision == "int8" else ()))
         ),
-        "code": code_sha256("export", "models", "measure/probes"),
+        "code": code_sha256("export", "models", "measure/long_model"),
     }
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as whole:
             path = Path(whole) / "fp32.onnx"
-            export_onnx(_random_model(probe.arch), path, ExportOptions(form.opset, form.batch, form.simplify))
+            export_onnx(_random_model(model.arch), path, ExportOptions(form.opset, form.batch, form.simplify))
             if precision == "int8":
                 path, fp32 = path.with_name("int8.onnx"), path
-                quantise(fp32, _noise(probe.arch), path, smooth=False)
-            cut_parts(path, probe.parts, folder)
+                quantise(fp32, _noise(model.arch), path, smooth=False)
+            cut_parts(path, model.parts, folder)
 
     return stages.run("latency-parts", key, make, of=precision)
 
@@ -160,8 +165,14 @@ def _describe(backend: Backend, device: tuple[Target, Precision], batch: int) ->
 class _Parts:
     folder: Path
     """With the parts' ONNX files."""
-    probe: Probe
+    model: LongModel
+    dense: Path
     batch: int
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """Return the graphs that are timed, by name: all parts, and the dense model."""
+        return {name: self.folder / f"{name}.onnx" for name in self.model.parts} | {_DENSE: self.dense}
 
 
 def _time(
@@ -173,10 +184,10 @@ def _time(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sessions: dict[str, Session] = {}
-        for done, name in enumerate(parts.probe.parts):
-            entry = backend.build(parts.folder / f"{name}.onnx", target, precision, folder / name)
+        for name, graph in parts.graphs.items():
+            entry = backend.build(graph, target, precision, folder / name)
             sessions[name] = stack.enter_context(backend.load(entry, target, precision))
-            stages.progress(f"building parts, {label}", done + 1, len(parts.probe.parts))
+            stages.progress(f"building parts, {label}", len(sessions), len(parts.graphs))
         return time_parts(
             sessions,
             parts.batch,

@@ -37,8 +37,8 @@ GRID = Grid()
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A long model whose parts are timed."""
+class LongModel:
+    """Blocks in a row, of which parts are timed."""
 
     arch: Arch
     parts: dict[str, range]
@@ -71,7 +71,7 @@ class _Row:
         self.tokens = left
 
 
-def make_probe(arch: Arch, grid: Grid = GRID) -> Probe:
+def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
     """Return the long model for a dense one.
 
     Raises:
@@ -98,7 +98,7 @@ def make_probe(arch: Arch, grid: Grid = GRID) -> Probe:
         row.blocks[-1] = dataclasses.replace(
             row.blocks[-1], queries=arch.read_tokens, tokens_out=arch.read_tokens
         )
-    return Probe(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts)
+    return LongModel(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts)
 
 
 def _narrow(full: BlockDims, refused: dict[Kind, str], grid: Grid) -> Iterator[tuple[str, BlockDims]]:

@@ -7,7 +7,7 @@ import pytest
 from toy_vits import toy_arch
 
 from edgevit.errors import UnsupportedModelError
-from edgevit.measure.probes import make_probe
+from edgevit.measure.long_model import make_long_model
 from edgevit.models.arch import Arch, BlockDims
 
 DENSE = BlockDims(
@@ -17,39 +17,39 @@ DEIT_S = dataclasses.replace(toy_arch(), image=(3, 224, 224), patch=(16, 16), bl
 
 
 @pytest.mark.parametrize("dense", [DEIT_S, toy_arch(), toy_arch("mean", prefix=0)], ids=["s", "toy", "mean"])
-def test_probe_is_a_row_of_blocks_that_fit_together(dense: Arch) -> None:
-    probe = make_probe(dense)
-    assert all(a.tokens_out == b.tokens_in for a, b in pairwise(probe.arch.blocks))
-    assert [i for part in probe.parts.values() for i in part] == list(range(len(probe.arch.blocks)))
-    for block in probe.arch.blocks[:-1]:
+def test_long_model_is_a_row_of_blocks_that_fit_together(dense: Arch) -> None:
+    long = make_long_model(dense)
+    assert all(a.tokens_out == b.tokens_in for a, b in pairwise(long.arch.blocks))
+    assert [i for part in long.parts.values() for i in part] == list(range(len(long.arch.blocks)))
+    for block in long.arch.blocks[:-1]:
         assert block.merged <= (block.tokens_in - dense.prefix + 1) // 2
 
 
-def test_probe_of_deit_s_has_few_blocks() -> None:
-    assert len(make_probe(DEIT_S).arch.blocks) == 29
+def test_long_model_of_deit_s_has_few_blocks() -> None:
+    assert len(make_long_model(DEIT_S).arch.blocks) == 29
 
 
-def test_probe_varies_every_kind_of_dim() -> None:
-    blocks = make_probe(DEIT_S).arch.blocks
+def test_long_model_varies_every_kind_of_dim() -> None:
+    blocks = make_long_model(DEIT_S).arch.blocks
     for kind in ("heads", "qk_dim", "vo_dim", "hidden", "tokens_in"):
         assert len({getattr(block, kind) for block in blocks}) >= 2, kind
     assert sum(block.merged > 0 for block in blocks[:-1]) == 4
 
 
-def test_probe_keeps_to_steps_that_kernels_like() -> None:
-    blocks = make_probe(DEIT_S).arch.blocks
+def test_long_model_keeps_to_steps_that_kernels_like() -> None:
+    blocks = make_long_model(DEIT_S).arch.blocks
     assert {block.qk_dim % 8 for block in blocks} == {0}
     assert {block.hidden % 32 for block in blocks} == {0}
 
 
 def test_last_part_computes_only_what_the_head_reads() -> None:
-    probe = make_probe(DEIT_S)
-    assert (probe.arch.blocks[-1].queries, probe.arch.blocks[-1].tokens_out) == (1, 1)
-    assert "read" not in make_probe(toy_arch("mean", prefix=0)).parts
+    long = make_long_model(DEIT_S)
+    assert (long.arch.blocks[-1].queries, long.arch.blocks[-1].tokens_out) == (1, 1)
+    assert "read" not in make_long_model(toy_arch("mean", prefix=0)).parts
 
 
-def test_probe_of_a_rotary_model_leaves_tokens_and_qk_dims() -> None:
-    blocks = make_probe(dataclasses.replace(DEIT_S, rotary=True)).arch.blocks
+def test_long_model_of_a_rotary_model_leaves_tokens_and_qk_dims() -> None:
+    blocks = make_long_model(dataclasses.replace(DEIT_S, rotary=True)).arch.blocks
     assert {block.qk_dim for block in blocks} == {64}
     assert {block.tokens_in for block in blocks} == {197}
     assert len({block.vo_dim for block in blocks}) == 4
@@ -58,4 +58,4 @@ def test_probe_of_a_rotary_model_leaves_tokens_and_qk_dims() -> None:
 def test_model_whose_blocks_differ_is_refused() -> None:
     blocks = (DENSE, dataclasses.replace(DENSE, hidden=768))
     with pytest.raises(UnsupportedModelError, match=r"budget: .* Give the budget as macs or params"):
-        make_probe(dataclasses.replace(DEIT_S, blocks=blocks))
+        make_long_model(dataclasses.replace(DEIT_S, blocks=blocks))
