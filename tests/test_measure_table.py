@@ -9,9 +9,9 @@ from toy_vits import toy_arch
 
 from edgevit.errors import MeasurementError
 from edgevit.measure.table import (
-    Device,
     LatencyCost,
     LatencyTable,
+    TableDevice,
     TimedPart,
     block_terms,
     check_table,
@@ -27,7 +27,7 @@ from edgevit.models.arch import Arch
 from edgevit.plan import Counts, plan_from_counts
 
 ARCH = toy_arch(depth=4)
-ON = Device("openvino", {"openvino": "2026.4"}, "cpu", {"cpu": "a CPU"}, 2, "fp32", 1)
+ON = TableDevice("openvino", {"openvino": "2026.4"}, "cpu", {"cpu": "a CPU"}, 2, "fp32", 1)
 UNIT_MS = {
     "stem": 0.5,
     "head": 0.1,

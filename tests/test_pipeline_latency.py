@@ -15,7 +15,7 @@ from edgevit.measure.long_model import Grid, make_long_model
 from edgevit.measure.table import LatencyTable
 from edgevit.pipeline import latency
 from edgevit.pipeline.graphs import Form, Graph
-from edgevit.pipeline.latency import Effort, measure_table
+from edgevit.pipeline.latency import Effort, measure_blocks, measure_table
 from edgevit.pipeline.stages import Stages
 from edgevit.progress import silent
 from edgevit.store import Store
@@ -27,6 +27,7 @@ EFFORT = Effort(
 )
 TARGET = Target(name="here", runtime="openvino", threads=1)
 ARCH = toy_arch()
+FORM = Form(18, 1, simplify=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 def measure(stages: Stages, dense: Graph, target: Target = TARGET) -> tuple[LatencyTable, list[str]]:
     """Return a table, and the stages that were not there."""
     before = len(stages.facts)
-    table = measure_table(stages, (target, "fp32"), Form(18, 1, simplify=False), dense, EFFORT)
+    table = measure_table(stages, (target, "fp32"), FORM, dense, EFFORT)
     return table, [facts.name for facts in stages.facts[before:] if not facts.reused]
 
 
@@ -65,6 +66,14 @@ def test_table_is_measured_once(stages: Stages, dense: Graph) -> None:
     again, made = measure(stages, dense)
     assert made == []
     assert again == first
+
+
+def test_blocks_of_a_model_are_measured_one_by_one(stages: Stages, dense: Graph) -> None:
+    table, _ = measure(stages, dense)
+    found = measure_blocks(stages, (TARGET, "fp32"), FORM, dense, table, EFFORT.budget)
+    assert len(found) == 3
+    assert min(found) >= 0
+    assert sum(found) > 0
 
 
 class OtherVersion(OpenVINO):
@@ -93,7 +102,7 @@ def test_table_in_int8_is_of_parts_that_quantise(stages: Stages, dense: Graph, t
     images = list(noise_images(4).numpy()[:, None])
     quantise(dense.path, images, tmp_path / "int8.onnx", smooth=False)
     graph = Graph(tmp_path / "int8.onnx", "", ARCH)
-    table = measure_table(stages, (TARGET, "int8"), Form(18, 1, simplify=False), graph, EFFORT)
+    table = measure_table(stages, (TARGET, "int8"), FORM, graph, EFFORT)
     assert table.on.precision == "int8"
     assert all(part.ms > 0 for part in table.parts)
     (parts,) = stages.store.root.rglob("latency-parts-*/full.onnx")

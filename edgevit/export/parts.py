@@ -93,7 +93,7 @@ class _Graph:
         return self._made[name]
 
     def _constant(self, name: str) -> onnx.TensorProto:
-        dims = [size.dim_value for size in self._values[name].type.tensor_type.shape.dim]
+        dims = [size.dim_value or 1 for size in self._values[name].type.tensor_type.shape.dim]
         numbers = np.random.default_rng(0).uniform(1.0, 2.0, dims).astype(np.float32)
         return onnx.numpy_helper.from_array(numbers, name)
 

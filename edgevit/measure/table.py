@@ -25,6 +25,7 @@ from edgevit.models.arch import Arch, BlockDims
 from edgevit.target import Precision
 
 TABLE_SCHEMA = 1
+_BESIDE_BLOCKS = ("stem", "head", "part", "copied")
 
 Terms = Mapping[str, float]
 """What something computes, by term, in millions; `block` and its like in pieces."""
@@ -127,7 +128,7 @@ def _is_sized(arch: Arch, index: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Device:
+class TableDevice:
     """What the times of a table belong to."""
 
     runtime: str
@@ -171,7 +172,7 @@ class Check:
 class LatencyTable:
     """Times of blocks on one device in one precision, and what they say about blocks of any dims."""
 
-    on: Device
+    on: TableDevice
     embed: int
     """Width of the residual stream that was timed."""
     drift: float
@@ -198,6 +199,11 @@ class LatencyTable:
         """Return the time of one block; see `block_terms`."""
         return self.scale * _sum(block_terms(arch, block, sized=sized), self.ms_per_unit)
 
+    def blocks_of_part_ms(self, part: TimedPart) -> float:
+        """Return the time of a timed part's blocks: without what it took as a graph, and stem or head."""
+        beside = {name: count for name, count in part.terms.items() if name in _BESIDE_BLOCKS}
+        return self.scale * max(0.0, part.ms - _sum(beside, self.ms_per_unit))
+
     def blocks_ms(self, arch: Arch) -> tuple[float, ...]:
         """Return the time of each block of a model."""
         return tuple(
@@ -210,7 +216,7 @@ class LatencyTable:
         return self.rest_ms() + sum(self.blocks_ms(arch))
 
 
-def make_table(on: Device, embed: int, timed: Sequence[TimedPart], drift: float) -> LatencyTable:
+def make_table(on: TableDevice, embed: int, timed: Sequence[TimedPart], drift: float) -> LatencyTable:
     """Fit a table to the parts that were timed."""
     found = fit_terms([part.terms for part in timed], np.array([part.ms for part in timed]))
     return LatencyTable(on, embed, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
@@ -275,7 +281,7 @@ def table_from_json(text: str, where: str) -> LatencyTable:
     try:
         data = json.loads(text)
         schema = data.pop("schema")
-        on = Device(**data.pop("on"))
+        on = TableDevice(**data.pop("on"))
         parts = tuple(TimedPart(**part) for part in data.pop("parts"))
         checks = tuple(Check(**check) for check in data.pop("checks"))
         table = LatencyTable(on=on, parts=parts, checks=checks, **data)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from edgevit.export.precision import quantise
 from edgevit.measure.long_model import GRID, Grid, LongModel, make_long_model
 from edgevit.measure.parts import TABLE_BUDGET, PartTimes, time_parts
 from edgevit.measure.table import (
-    Device,
     LatencyTable,
+    TableDevice,
     TimedPart,
     make_table,
     part_terms,
@@ -29,6 +30,7 @@ from edgevit.measure.table import (
 )
 from edgevit.models.arch import Arch, arch_to_json
 from edgevit.models.layers import SlimViT
+from edgevit.pipeline.artefacts import Device
 from edgevit.pipeline.graphs import Form, Graph
 from edgevit.pipeline.keys import code_sha256, library_versions
 from edgevit.pipeline.precision import GRAPH_OF
@@ -37,7 +39,7 @@ from edgevit.store import JSON
 from edgevit.target import Precision, Target
 from edgevit.version import __version__
 
-TIMES_FILE = "times.json"
+_FILE = "times.json"
 _DENSE = "dense"
 _RANGING_IMAGES = 2
 """Images of noise by which the long model is quantised: times do not depend on the ranges."""
@@ -55,13 +57,9 @@ EFFORT = Effort()
 
 
 def measure_table(
-    stages: Stages,
-    device: tuple[Target, Precision],
-    form: Form,
-    dense: Graph,
-    effort: Effort = EFFORT,
+    stages: Stages, device: Device, form: Form, dense: Graph, effort: Effort = EFFORT
 ) -> LatencyTable:
-    """Measure how long blocks take, or take the table that is there.
+    """Measure how long blocks take, or take the times that are there.
 
     Args:
         stages: runs the stages.
@@ -75,33 +73,60 @@ def measure_table(
         BackendUnavailableError: the runtime or device is not here, or it lacks the precision.
         BackendError: the runtime refuses a part.
     """
-    target, precision = device
-    backend = get_backend(target.runtime)
-    arch = dense.arch
+    arch, bench = dense.arch, _Bench.of(stages, device, form)
     model = make_long_model(arch, effort.grid)
-    batch = form.batch or target.batch
-    parts = _make_parts(stages, model, Form(form.opset, batch, form.simplify), GRAPH_OF[precision])
-    on = _describe(backend, device, batch)
+    parts = _make_parts(stages, model, replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision])
     key: dict[str, JSON] = {
-        "on": asdict(on),
         "parts": parts.name,
         "dense": arch_to_json(arch),  # its weights do not matter
         "budget": asdict(effort.budget),
-        "code": code_sha256("backends", "board", "measure/parts", "measure/long_model"),
+        "code": code_sha256("measure/long_model"),
     }
 
-    def make(folder: Path) -> None:
-        times = _time(stages, backend, device, _Parts(parts, model, dense.path, batch), effort.budget)
-        (folder / TIMES_FILE).write_text(json.dumps(asdict(times), sort_keys=True), encoding="utf-8")
+    def graphs(folder: Path) -> dict[str, Path]:
+        return {name: parts / f"{name}.onnx" for name in model.parts} | {_DENSE: dense.path}
 
-    folder = stages.run("latency-times", key, make, of=f"{target.name} {precision}")
-    times = PartTimes(**json.loads((folder / TIMES_FILE).read_text(encoding="utf-8")))
-    timed = [
-        TimedPart(name, part_terms(model.arch, blocks), times.median_ms[name], times.mad_ms[name])
-        for name, blocks in model.parts.items()
-    ]
-    table = make_table(on, arch.embed, timed, times.drift)
+    times = bench.time("latency-times", key, graphs, effort.budget)
+    timed = [_timed_part(model.arch, name, blocks, times) for name, blocks in model.parts.items()]
+    table = make_table(bench.on, arch.embed, timed, times.drift)
     return scale_table(table, arch, times.median_ms[_DENSE])
+
+
+def measure_blocks(
+    stages: Stages,
+    device: Device,
+    form: Form,
+    graph: Graph,
+    table: LatencyTable,
+    budget: TimeBudget = TABLE_BUDGET,
+) -> tuple[float, ...]:
+    """Measure the blocks of a model one by one, to be compared with what a table predicts of them.
+
+    Args:
+        stages: runs the stage.
+        device: the target, and the precision that is computed in.
+        form: of the graph.
+        graph: of the model, in this precision.
+        table: of this device; what a block takes as a graph of its own is subtracted by it.
+        budget: how long to time all of them.
+
+    Returns:
+        Milliseconds of each block.
+    """
+    arch, bench = graph.arch, _Bench.of(stages, device, form)
+    blocks = {f"blocks.{index}": range(index, index + 1) for index in range(len(arch.blocks))}
+    key: dict[str, JSON] = {
+        "onnx": graph.sha256,
+        "budget": asdict(budget),
+        "code": code_sha256("export/parts"),
+    }
+    times = bench.time("latency-blocks", key, lambda folder: cut_parts(graph.path, blocks, folder), budget)
+    timed = [_timed_part(arch, name, part, times) for name, part in blocks.items()]
+    return tuple(table.blocks_of_part_ms(part) for part in timed)
+
+
+def _timed_part(arch: Arch, name: str, blocks: range, times: PartTimes) -> TimedPart:
+    return TimedPart(name, part_terms(arch, blocks), times.median_ms[name], times.mad_ms[name])
 
 
 def _make_parts(stages: Stages, model: LongModel, form: Form, precision: Precision) -> Path:
@@ -139,7 +164,7 @@ def _noise(arch: Arch) -> list[Batch]:
     return list(drawn.astype(np.float32))
 
 
-def _describe(backend: Backend, device: tuple[Target, Precision], batch: int) -> Device:
+def _describe(backend: Backend, device: Device, batch: int) -> TableDevice:
     target, precision = device
     machine = read_machine(backend.versions())
     named = {
@@ -150,7 +175,7 @@ def _describe(backend: Backend, device: tuple[Target, Precision], batch: int) ->
         "turbo": machine.turbo,
         "power profile": machine.power_profile,
     }
-    return Device(
+    return TableDevice(
         runtime=target.runtime,
         versions={"edgevit": __version__, **backend.versions()},
         device=target.device,
@@ -162,35 +187,58 @@ def _describe(backend: Backend, device: tuple[Target, Precision], batch: int) ->
 
 
 @dataclass(frozen=True)
-class _Parts:
-    folder: Path
-    """With the parts' ONNX files."""
-    model: LongModel
-    dense: Path
-    batch: int
+class _Bench:
+    """A device on which graphs are timed side by side."""
+
+    stages: Stages
+    backend: Backend
+    target: Target
+    on: TableDevice
+
+    @classmethod
+    def of(cls, stages: Stages, device: Device, form: Form) -> _Bench:
+        target = device[0]
+        backend = get_backend(target.runtime)
+        return cls(stages, backend, target, _describe(backend, device, form.batch or target.batch))
+
+    def time(
+        self,
+        stage: str,
+        key: Mapping[str, JSON],
+        graphs: Callable[[Path], Mapping[str, Path]],
+        budget: TimeBudget,
+    ) -> PartTimes:
+        """Build, load and time graphs as a stage; `graphs` names them, and may write them into a folder."""
+        whole = {
+            **key,
+            "on": asdict(self.on),
+            "code of bench": code_sha256("backends", "board", "measure/parts"),
+        }
+
+        def make(folder: Path) -> None:
+            with tempfile.TemporaryDirectory() as written:
+                times = self._time(graphs(Path(written)), budget)
+            (folder / _FILE).write_text(json.dumps(asdict(times), sort_keys=True), encoding="utf-8")
+
+        folder = self.stages.run(stage, whole, make, of=self._label)
+        return PartTimes(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
 
     @property
-    def graphs(self) -> dict[str, Path]:
-        """Return the graphs that are timed, by name: all parts, and the dense model."""
-        return {name: self.folder / f"{name}.onnx" for name in self.model.parts} | {_DENSE: self.dense}
+    def _label(self) -> str:
+        return f"{self.target.name} {self.on.precision}"
 
-
-def _time(
-    stages: Stages, backend: Backend, device: tuple[Target, Precision], parts: _Parts, budget: TimeBudget
-) -> PartTimes:
-    """Build all parts, load them side by side and time them."""
-    target, precision = device
-    label = f"{target.name} {precision}"
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sessions: dict[str, Session] = {}
-        for name, graph in parts.graphs.items():
-            entry = backend.build(graph, target, precision, folder / name)
-            sessions[name] = stack.enter_context(backend.load(entry, target, precision))
-            stages.progress(f"building parts, {label}", len(sessions), len(parts.graphs))
-        return time_parts(
-            sessions,
-            parts.batch,
-            budget,
-            progress=lambda share: stages.progress(f"timing parts, {label}", round(1000 * share), 1000),
-        )
+    def _time(self, graphs: Mapping[str, Path], budget: TimeBudget) -> PartTimes:
+        progress, precision = self.stages.progress, self.on.precision
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            sessions: dict[str, Session] = {}
+            for name, graph in graphs.items():
+                entry = self.backend.build(graph, self.target, precision, folder / name)
+                sessions[name] = stack.enter_context(self.backend.load(entry, self.target, precision))
+                progress(f"building parts, {self._label}", len(sessions), len(graphs))
+            return time_parts(
+                sessions,
+                self.on.batch,
+                budget,
+                progress=lambda share: progress(f"timing parts, {self._label}", round(1000 * share), 1000),
+            )
