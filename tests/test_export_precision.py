@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from toy_vits import toy_model
+from toy_vits import toy_model, toy_plan
 
 from edgevit.errors import ExportError, ImagesError
 from edgevit.export.links import first_not_finite, onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise, require_nncf
+from edgevit.models.anatomy import slim_arch
+from edgevit.plan import Counts
 
 
 def images(count: int) -> list[Batch]:
@@ -54,6 +56,20 @@ def test_quantise_stores_weights_as_int8_with_a_scale_for_each_channel(int8: Pat
     fc1 = next(node for node in weights if "blocks.0.mlp.fc1.weight" in node.input[0])
     assert values[fc1.input[0]].shape == (24, 40)
     assert values[fc1.input[1]].shape == (40,)
+
+
+def test_quantise_leaves_products_that_merge_tokens_in_float(tmp_path: Path) -> None:
+    dense = toy_model()
+    plan = toy_plan(dense, Counts(tokens=[13, 10, 10]))
+    export_onnx(toy_model(slim_arch(dense.arch, plan)), tmp_path / "fp32.onnx", ExportOptions())
+    quantise(tmp_path / "fp32.onnx", images(8), tmp_path / "int8.onnx", smooth=False)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    merging = [node for node in graph.node if "mat_mul" in node.name and node.op_type == "MatMul"]
+    assert len(merging) == 6
+    assert not any(made_by.get(name) == "DequantizeLinear" for node in merging for name in node.input)
+    layers = [node for node in graph.node if node.op_type == "MatMul" and ".mlp." in node.name]
+    assert all(made_by[layer.input[0]] == "DequantizeLinear" for layer in layers)
 
 
 def test_quantise_computes_nearly_what_the_graph_did(fp32: Path, int8: Path) -> None:

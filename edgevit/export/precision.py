@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ from edgevit.errors import ExportError, ImagesError
 from edgevit.export.parity import Batch
 
 _LARGEST_BYTES = 1_500_000_000  # NNCF hands the graph on as one protobuf message, which holds 2 GB at most
+_UNNAMED_PRODUCT = re.compile(r"(^|\.)mat_mul(_\d+)?$")  # `names.py` names all products of layers otherwise
 _OFF = -1  # NNCF's word for "no SmoothQuant"
 
 
@@ -92,9 +95,28 @@ def _run(
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric, which a transformer's default is not
         subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(names=_products_of_reductions(model)),
         advanced_parameters=advanced,
     )
     return quantised
+
+
+def _products_of_reductions(model: onnx.ModelProto) -> list[str]:
+    """Return the products that merge or choose tokens: sizes and means in 127 steps would not be those."""
+    return [node.name for node in model.graph.node if _UNNAMED_PRODUCT.search(node.name)]
+
+
+def _constants_as_weights_(graph: onnx.GraphProto) -> None:
+    """Turn float constants of several numbers into initialisers, in place.
+
+    What is added to a product (the sizes of tokens) NNCF takes for a bias, and looks for it among those.
+    """
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+        if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > 1:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
 
 
 def _require_images(images: Sequence[Batch]) -> None:
@@ -129,6 +151,7 @@ def _read(fp32: Path) -> onnx.ModelProto:
             f"{fp32}: int8 is calibrated one image at a time, and this graph takes {batch.dim_value} at once."
             ' Set export.batch = 1 or "dynamic", or take int8 out of `precisions`.'
         )
+    _constants_as_weights_(model.graph)
     return model
 
 
