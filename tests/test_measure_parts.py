@@ -4,7 +4,8 @@ import pytest
 from fake_backend import FakeClock, FakeSession
 
 from edgevit.board import TimeBudget
-from edgevit.measure.parts import time_parts
+from edgevit.measure.parts import parts_budget, time_parts
+from edgevit.target import Timing
 
 BUDGET = TimeBudget(warmup_s=0.0, seconds=0.5, min_samples=20, max_samples=200)
 
@@ -26,3 +27,8 @@ def test_parts_that_all_become_slower_drift() -> None:
     clock = FakeClock()
     sessions = {name: FakeSession(clock, lambda run: 1.0 if clock.now_ns < 0.25e9 else 1.2) for name in "ab"}
     assert time_parts(sessions, 1, BUDGET, clock=clock).drift == pytest.approx(0.2)
+
+
+def test_all_parts_get_four_times_what_a_pair_gets() -> None:
+    budget = parts_budget(Timing(warmup_s=1.0, seconds=10.0, min_samples=50, max_samples=900))
+    assert budget == TimeBudget(warmup_s=0.1, seconds=40.0, min_samples=50, max_samples=900)

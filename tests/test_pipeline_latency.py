@@ -8,24 +8,22 @@ import pytest
 from toy_vits import noise_images, toy_arch, toy_model
 
 from edgevit.backends.openvino import OpenVINO
-from edgevit.board import TimeBudget
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.precision import quantise
 from edgevit.measure.long_model import Grid, make_long_model
 from edgevit.measure.table import LatencyTable
 from edgevit.pipeline import latency
 from edgevit.pipeline.graphs import Form, Graph
-from edgevit.pipeline.latency import Effort, measure_blocks, measure_table
+from edgevit.pipeline.latency import measure_blocks, measure_table
 from edgevit.pipeline.stages import Stages
 from edgevit.progress import silent
 from edgevit.store import Store
-from edgevit.target import Target
+from edgevit.target import Target, Timing
 
 # These tests are about the line; what such short timings find means nothing.
-EFFORT = Effort(
-    Grid((0.5,), (), (0.7,)), TimeBudget(warmup_s=0.0, seconds=0.1, min_samples=10, max_samples=50)
-)
-TARGET = Target(name="here", runtime="openvino", threads=1)
+TIMING = Timing(warmup_s=0.0, seconds=0.03, min_samples=10, max_samples=50)
+TARGET = Target(name="here", runtime="openvino", threads=1, timing=TIMING)
+GRID = Grid((0.5,), (), (0.7,))
 ARCH = toy_arch()
 FORM = Form(18, 1, simplify=False)
 
@@ -46,14 +44,14 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 def measure(stages: Stages, dense: Graph, target: Target = TARGET) -> tuple[LatencyTable, list[str]]:
     """Return a table, and the stages that were not there."""
     before = len(stages.facts)
-    table = measure_table(stages, (target, "fp32"), FORM, dense, EFFORT)
+    table = measure_table(stages, (target, "fp32"), FORM, dense, GRID)
     return table, [facts.name for facts in stages.facts[before:] if not facts.reused]
 
 
 def test_table_has_a_time_for_every_part(stages: Stages, dense: Graph) -> None:
     table, made = measure(stages, dense)
     assert made == ["latency-parts fp32", "latency-times here fp32"]
-    assert [part.name for part in table.parts] == list(make_long_model(ARCH, EFFORT.grid).parts)
+    assert [part.name for part in table.parts] == list(make_long_model(ARCH, GRID).parts)
     assert all(part.ms > 0 for part in table.parts)
     assert table.on.versions["openvino"] == OpenVINO().versions()["openvino"]
     assert min(table.blocks_ms(ARCH)) > 0
@@ -70,7 +68,7 @@ def test_table_is_measured_once(stages: Stages, dense: Graph) -> None:
 
 def test_blocks_of_a_model_are_measured_one_by_one(stages: Stages, dense: Graph) -> None:
     table, _ = measure(stages, dense)
-    found = measure_blocks(stages, (TARGET, "fp32"), FORM, dense, table, EFFORT.budget)
+    found = measure_blocks(stages, (TARGET, "fp32"), FORM, dense, table)
     assert len(found) == 3
     assert min(found) >= 0
     assert sum(found) > 0
@@ -102,7 +100,7 @@ def test_table_in_int8_is_of_parts_that_quantise(stages: Stages, dense: Graph, t
     images = list(noise_images(4).numpy()[:, None])
     quantise(dense.path, images, tmp_path / "int8.onnx", smooth=False)
     graph = Graph(tmp_path / "int8.onnx", "", ARCH)
-    table = measure_table(stages, (TARGET, "int8"), FORM, graph, EFFORT)
+    table = measure_table(stages, (TARGET, "int8"), FORM, graph, GRID)
     assert table.on.precision == "int8"
     assert all(part.ms > 0 for part in table.parts)
     (parts,) = stages.store.root.rglob("latency-parts-*/full.onnx")

@@ -12,9 +12,24 @@ from numpy.typing import NDArray
 from edgevit.backends.base import Session
 from edgevit.board import Clock, TimeBudget, draw_sample, take_samples, timed_shape
 from edgevit.measure.statistics import drift, median_absolute_deviation
+from edgevit.target import Timing
 
-TABLE_BUDGET = TimeBudget(warmup_s=0.1, seconds=40.0, min_samples=30, max_samples=2000)
-"""For all parts together. Each gets few samples, but the fit goes through all of them."""
+_WARMUP_SHARE = 0.1
+_TIME_FACTOR = 4.0
+
+
+def parts_budget(timing: Timing) -> TimeBudget:
+    """Return how long all parts of a table are timed together, in a protocol that gives a pair `seconds`.
+
+    They are some thirty, each a tenth of a model or less: four times as long is enough for all of them, and a
+    tenth of the warm-up for each.
+    """
+    return TimeBudget(
+        _WARMUP_SHARE * timing.warmup_s,
+        _TIME_FACTOR * timing.seconds,
+        timing.min_samples,
+        timing.max_samples,
+    )
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class PartTimes:
 def time_parts(
     sessions: Mapping[str, Session],
     batch: int,
-    budget: TimeBudget = TABLE_BUDGET,
+    budget: TimeBudget,
     *,
     clock: Clock = time.perf_counter_ns,
     progress: Callable[[float], None] = lambda share: None,

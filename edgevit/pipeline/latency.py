@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from edgevit.backends import Backend, Session, get_backend
-from edgevit.board import TimeBudget, read_machine
+from edgevit.board import read_machine
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.parts import cut_parts
 from edgevit.export.precision import quantise
 from edgevit.measure.long_model import GRID, Grid, LongModel, make_long_model
-from edgevit.measure.parts import TABLE_BUDGET, PartTimes, time_parts
+from edgevit.measure.parts import PartTimes, parts_budget, time_parts
 from edgevit.measure.table import (
     LatencyTable,
     TableDevice,
@@ -45,19 +45,8 @@ _RANGING_IMAGES = 2
 """Images of noise by which the long model is quantised: times do not depend on the ranges."""
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured for a table."""
-
-    grid: Grid = GRID
-    budget: TimeBudget = TABLE_BUDGET
-
-
-EFFORT = Effort()
-
-
 def measure_table(
-    stages: Stages, device: Device, form: Form, dense: Graph, effort: Effort = EFFORT
+    stages: Stages, device: Device, form: Form, dense: Graph, grid: Grid = GRID
 ) -> LatencyTable:
     """Measure how long blocks take, or take the times that are there.
 
@@ -66,7 +55,7 @@ def measure_table(
         device: the target, and the precision that is computed in.
         form: of the graphs; a dynamic batch is timed at the target's.
         dense: the dense model's graph in this precision, which is timed whole beside the parts.
-        effort: how much is measured.
+        grid: which dims are timed.
 
     Raises:
         UnsupportedModelError: its blocks are not those of a plain ViT.
@@ -74,31 +63,25 @@ def measure_table(
         BackendError: the runtime refuses a part.
     """
     arch, bench = dense.arch, _Bench.of(stages, device, form)
-    model = make_long_model(arch, effort.grid)
+    model = make_long_model(arch, grid)
     parts = _make_parts(stages, model, replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision])
     key: dict[str, JSON] = {
         "parts": parts.name,
         "dense": arch_to_json(arch),  # its weights do not matter
-        "budget": asdict(effort.budget),
         "code": code_sha256("measure/long_model"),
     }
 
     def graphs(folder: Path) -> dict[str, Path]:
         return {name: parts / f"{name}.onnx" for name in model.parts} | {_DENSE: dense.path}
 
-    times = bench.time("latency-times", key, graphs, effort.budget)
+    times = bench.time("latency-times", key, graphs)
     timed = [_timed_part(model.arch, name, blocks, times) for name, blocks in model.parts.items()]
     table = make_table(bench.on, arch.embed, timed, times.drift)
     return scale_table(table, arch, times.median_ms[_DENSE])
 
 
 def measure_blocks(
-    stages: Stages,
-    device: Device,
-    form: Form,
-    graph: Graph,
-    table: LatencyTable,
-    budget: TimeBudget = TABLE_BUDGET,
+    stages: Stages, device: Device, form: Form, graph: Graph, table: LatencyTable
 ) -> tuple[float, ...]:
     """Measure the blocks of a model one by one, to be compared with what a table predicts of them.
 
@@ -108,7 +91,6 @@ def measure_blocks(
         form: of the graph.
         graph: of the model, in this precision.
         table: of this device; what a block takes as a graph of its own is subtracted by it.
-        budget: how long to time all of them.
 
     Returns:
         Milliseconds of each block.
@@ -117,10 +99,9 @@ def measure_blocks(
     blocks = {f"blocks.{index}": range(index, index + 1) for index in range(len(arch.blocks))}
     key: dict[str, JSON] = {
         "onnx": graph.sha256,
-        "budget": asdict(budget),
         "code": code_sha256("export/parts"),
     }
-    times = bench.time("latency-blocks", key, lambda folder: cut_parts(graph.path, blocks, folder), budget)
+    times = bench.time("latency-blocks", key, lambda folder: cut_parts(graph.path, blocks, folder))
     timed = [_timed_part(arch, name, part, times) for name, part in blocks.items()]
     return tuple(table.blocks_of_part_ms(part) for part in timed)
 
@@ -206,18 +187,18 @@ class _Bench:
         stage: str,
         key: Mapping[str, JSON],
         graphs: Callable[[Path], Mapping[str, Path]],
-        budget: TimeBudget,
     ) -> PartTimes:
         """Build, load and time graphs as a stage; `graphs` names them, and may write them into a folder."""
         whole = {
             **key,
             "on": asdict(self.on),
+            "timing": asdict(parts_budget(self.target.timing)),
             "code of bench": code_sha256("backends", "board", "measure/parts"),
         }
 
         def make(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as written:
-                times = self._time(graphs(Path(written)), budget)
+                times = self._time(graphs(Path(written)))
             (folder / _FILE).write_text(json.dumps(asdict(times), sort_keys=True), encoding="utf-8")
 
         folder = self.stages.run(stage, whole, make, of=self._label)
@@ -227,7 +208,7 @@ class _Bench:
     def _label(self) -> str:
         return f"{self.target.name} {self.on.precision}"
 
-    def _time(self, graphs: Mapping[str, Path], budget: TimeBudget) -> PartTimes:
+    def _time(self, graphs: Mapping[str, Path]) -> PartTimes:
         progress, precision = self.stages.progress, self.on.precision
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -239,6 +220,6 @@ class _Bench:
             return time_parts(
                 sessions,
                 self.on.batch,
-                budget,
+                parts_budget(self.target.timing),
                 progress=lambda share: progress(f"timing parts, {self._label}", round(1000 * share), 1000),
             )
