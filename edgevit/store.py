@@ -138,6 +138,11 @@ class Store:
         """
         return self._stages / f"{name}-{_key_sha256(name, key)[:12]}"
 
+    def outputs(self, name: str) -> list[Path]:
+        """Return the finished folders of a stage under all keys that are still kept, the newest first."""
+        found = [path for path in self._stages.glob(f"{name}-*") if path.name[len(name) + 1 :].isalnum()]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
     def work_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return a folder in which a stage can keep what it has, made if need be; a kill leaves it there.
 

@@ -372,3 +372,13 @@ def test_store_that_held_nothing_leaves_no_folder(tmp_path: Path) -> None:
     with Store.open(tmp_path / "mine", "toy"):
         pass
     assert (tmp_path / "mine" / ".edgevit").is_dir()
+
+
+def test_outputs_are_the_finished_folders_of_one_stage(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "out", "toy") as store:
+        first = store.run("time", {"version": 1}, lambda folder: None)
+        second = store.run("time", {"version": 2}, lambda folder: None)
+        store.run("time-again", {"version": 1}, lambda folder: None)
+        os.utime(first, ns=(1, 1))
+        assert store.outputs("time") == [second, first]
+        assert store.outputs("plan") == []

@@ -189,6 +189,7 @@ class _Bench:
         graphs: Callable[[Path], Mapping[str, Path]],
     ) -> PartTimes:
         """Build, load and time graphs as a stage; `graphs` names them, and may write them into a folder."""
+        store = self.stages.store
         whole = {
             **key,
             "on": asdict(self.on),
@@ -199,10 +200,26 @@ class _Bench:
         def make(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as written:
                 times = self._time(graphs(Path(written)))
-            (folder / _FILE).write_text(json.dumps(asdict(times), sort_keys=True), encoding="utf-8")
+            found = {"on": asdict(self.on), "times": asdict(times)}
+            (folder / _FILE).write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
 
-        folder = self.stages.run(stage, whole, make, of=self._label)
-        return PartTimes(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
+        again = "" if store.stage_path(stage, whole).exists() else self._why_again(stage)
+        folder = self.stages.run(stage, whole, make, of=self._label + again)
+        return PartTimes(**json.loads((folder / _FILE).read_text(encoding="utf-8"))["times"])
+
+    def _why_again(self, stage: str) -> str:
+        """Say which version changed, where times of this device in other versions are there."""
+        for folder in self.stages.store.outputs(stage):
+            before = TableDevice(**json.loads((folder / _FILE).read_text(encoding="utf-8"))["on"])
+            if before != self.on and replace(before, versions=self.on.versions) == self.on:
+                versions = self.on.versions.items()
+                changed = [
+                    f"{name} was {before.versions.get(name)}, is {now}"
+                    for name, now in versions
+                    if before.versions.get(name) != now
+                ]
+                return f", measured again as {'; '.join(changed)}"
+        return ""
 
     @property
     def _label(self) -> str:
