@@ -48,7 +48,7 @@ class _Graph:
         self._graph, self._path = graph, path
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
-        self._made = {name: node for node in graph.node for name in node.output}
+        self._made: dict[str, onnx.NodeProto] = {name: node for node in graph.node for name in node.output}
 
     def cut(self, blocks: range) -> onnx.GraphProto:
         end = self._end(blocks[-1])

@@ -135,7 +135,13 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid
 
 
 def _with(full: BlockDims, counts: dict[Kind, int]) -> BlockDims:
-    return dataclasses.replace(full, **counts)
+    return dataclasses.replace(
+        full,
+        heads=counts.get("heads", full.heads),
+        qk_dim=counts.get("qk_dim", full.qk_dim),
+        vo_dim=counts.get("vo_dim", full.vo_dim),
+        hidden=counts.get("hidden", full.hidden),
+    )
 
 
 def _count(most: int, share: float, step: int) -> int:

@@ -72,7 +72,7 @@ def time_parts(
     return PartTimes(
         {name: float(np.median(ms)) for name, ms in bursts.items()},
         {name: median_absolute_deviation(ms) for name, ms in bursts.items()},
-        drift(sum(np.median(ms, axis=1, keepdims=True) for ms in bursts.values())),
+        drift(np.sum([np.median(ms, axis=1, keepdims=True) for ms in bursts.values()], axis=0)),
     )
 
 
