@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -18,15 +19,23 @@ DEIT_S = dataclasses.replace(toy_arch(), image=(3, 224, 224), patch=(16, 16), bl
 
 @pytest.mark.parametrize("dense", [DEIT_S, toy_arch(), toy_arch("mean", prefix=0)], ids=["s", "toy", "mean"])
 def test_long_model_is_a_row_of_blocks_that_fit_together(dense: Arch) -> None:
-    long = make_long_model(dense)
-    assert all(a.tokens_out == b.tokens_in for a, b in pairwise(long.arch.blocks))
-    assert [i for part in long.parts.values() for i in part] == list(range(len(long.arch.blocks)))
-    for block in long.arch.blocks[:-1]:
+    blocks = make_long_model(dense).arch.blocks
+    assert all(a.tokens_out == b.tokens_in for a, b in pairwise(blocks))
+    for block in blocks[:-1]:
         assert block.merged <= (block.tokens_in - dense.prefix + 1) // 2
 
 
+def test_every_block_is_in_as_many_parts() -> None:
+    long = make_long_model(DEIT_S)
+    count = Counter(index for part in long.parts.values() for index in part)
+    last = len(long.arch.blocks) - 1
+    assert set(count) == set(range(last + 1))
+    assert {count[index] for index in range(2, last)} == {2}
+    assert [len(part) for part in long.parts.values()] == [1, 1] + [2] * last
+
+
 def test_long_model_of_deit_s_has_few_blocks() -> None:
-    assert len(make_long_model(DEIT_S).arch.blocks) == 29
+    assert len(make_long_model(DEIT_S).arch.blocks) == 31
 
 
 def test_long_model_varies_every_kind_of_dim() -> None:
@@ -52,7 +61,7 @@ def test_long_model_of_a_rotary_model_leaves_tokens_and_qk_dims() -> None:
     blocks = make_long_model(dataclasses.replace(DEIT_S, rotary=True)).arch.blocks
     assert {block.qk_dim for block in blocks} == {64}
     assert {block.tokens_in for block in blocks} == {197}
-    assert len({block.vo_dim for block in blocks}) == 4
+    assert len({block.vo_dim for block in blocks}) == 5
 
 
 def test_model_whose_blocks_differ_is_refused() -> None:

@@ -39,6 +39,8 @@ UNIT_MS = {
     "vo projection": 8.0,
     "qk product": 5.0,
     "vo product": 6.0,
+    "qk tiles": 3.0,
+    "vo tiles": 2.0,
     "softmax": 40.0,
     "mlp": 9.0,
     "neurons": 20.0,

@@ -104,5 +104,5 @@ def test_table_in_int8_is_of_parts_that_quantise(stages: Stages, dense: Graph, t
     table = measure_table(stages, (TARGET, "int8"), FORM, graph, GRID)
     assert table.on.precision == "int8"
     assert all(part.ms > 0 for part in table.parts)
-    (parts,) = stages.store.root.rglob("latency-parts-*/full.onnx")
+    (parts,) = stages.store.root.rglob("latency-parts-*/third.onnx")
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(parts).graph.node)

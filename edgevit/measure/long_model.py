@@ -2,7 +2,8 @@
 
 All parts come from one model, so that it is exported and quantised once: the dense block, the same with fewer
 heads, dims and neurons, then blocks that merge tokens and some behind them, and last one that computes only
-the tokens that the head reads.
+the tokens that the head reads. A part is a few blocks in a row, and each block is in as many parts: a block
+takes longer between others than alone (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.plan import Kind
 
+_WINDOW = 2
 _WIDTHS: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
 _STEPS: dict[Kind, int] = {"heads": 1, "qk_dim": 8, "vo_dim": 8, "hidden": 32}
 
@@ -24,8 +26,8 @@ _STEPS: dict[Kind, int] = {"heads": 1, "qk_dim": 8, "vo_dim": 8, "hidden": 32}
 class Grid:
     """Which dims are timed, as shares of the dense block's."""
 
-    widths: tuple[float, ...] = (0.75, 0.5, 0.25)
-    """Of QK dims, VO dims and hidden neurons, each alone."""
+    widths: tuple[float, ...] = (0.75, 0.625, 0.5, 0.25)
+    """Of QK dims, VO dims and hidden neurons, each alone; one that is no multiple of what kernels like."""
     steps_down: tuple[float, ...] = (0.96, 0.8)
     """To which tokens fall on the way to the first of `levels`, as a merge has a price of its own."""
     levels: tuple[float, ...] = (0.6, 0.33)
@@ -33,7 +35,7 @@ class Grid:
 
 
 GRID = Grid()
-"""34 blocks for a plain ViT, in as many parts but one."""
+"""31 blocks for a plain ViT."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,30 @@ class LongModel:
 class _Row:
     arch: Arch
     tokens: int
+    names: list[str] = field(default_factory=list)
     blocks: list[BlockDims] = field(default_factory=list)
-    parts: dict[str, range] = field(default_factory=dict)
 
-    def add(self, name: str, dims: BlockDims, *, count: int = 1) -> None:
-        """Append `count` blocks of these widths at the tokens that are left, as one part."""
-        own = dataclasses.replace(dims, tokens_in=self.tokens, tokens_out=self.tokens, queries=self.tokens)
-        start = len(self.blocks)
-        self.blocks += [own] * count
-        self.parts[name] = range(start, start + count)
+    def add(self, name: str, dims: BlockDims) -> None:
+        """Append a block of these widths at the tokens that are left."""
+        self.names.append(name)
+        self.blocks.append(
+            dataclasses.replace(dims, tokens_in=self.tokens, tokens_out=self.tokens, queries=self.tokens)
+        )
 
     def merge(self, name: str, dims: BlockDims, share: float, full: int) -> None:
         """Append a block that merges tokens down to a share of `full`, as far as one block can."""
-        prefix = self.arch.prefix
-        least = self.tokens - (self.tokens - prefix + 1) // 2
+        least = self.tokens - (self.tokens - self.arch.prefix + 1) // 2
         left = max(least, round(share * full))
-        if left >= self.tokens:
-            return
-        self.add(name, dims)
-        self.blocks[-1] = dataclasses.replace(self.blocks[-1], tokens_out=left)
-        self.tokens = left
+        if left < self.tokens:
+            self.add(name, dims)
+            self.blocks[-1] = dataclasses.replace(self.blocks[-1], tokens_out=left)
+            self.tokens = left
+
+    def parts(self) -> dict[str, range]:
+        """Return the parts, each named after its last block: two single blocks, then `_WINDOW` at a time."""
+        alone = {f"{name} alone": range(index, index + 1) for index, name in enumerate(self.names[:2])}
+        last = range(_WINDOW - 1, len(self.names))
+        return alone | {self.names[index]: range(index + 1 - _WINDOW, index + 1) for index in last}
 
 
 def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
@@ -86,9 +92,8 @@ def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
         )
     refused = read_anatomy(arch).refused
     row = _Row(arch, full.tokens_in)
-    row.add("stem", full)
-    row.add("full", full)
-    row.add("full twice", full, count=2)
+    for name in ("first", "second", "third"):
+        row.add(name, full)
     for name, dims in _narrow(full, refused, grid):
         row.add(name, dims)
     if "tokens" not in refused:
@@ -98,7 +103,7 @@ def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
         row.blocks[-1] = dataclasses.replace(
             row.blocks[-1], queries=arch.read_tokens, tokens_out=arch.read_tokens
         )
-    return LongModel(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts)
+    return LongModel(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts())
 
 
 def _narrow(full: BlockDims, refused: dict[Kind, str], grid: Grid) -> Iterator[tuple[str, BlockDims]]:

@@ -25,6 +25,7 @@ from edgevit.models.arch import Arch, BlockDims
 from edgevit.target import Precision
 
 TABLE_SCHEMA = 1
+_TILE = 16  # floats in a register of 512 bits
 _BESIDE_BLOCKS = ("stem", "head", "part", "copied")
 
 Terms = Mapping[str, float]
@@ -49,6 +50,8 @@ def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float
         "vo projection": rows * block.embed * vo / 1e6,
         "qk product": pairs * qk / 1e6,
         "vo product": pairs * vo / 1e6,
+        "qk tiles": pairs * block.heads * _whole_tiles(block.qk_dim) / 1e6,
+        "vo tiles": pairs * block.heads * _whole_tiles(block.vo_dim) / 1e6,
         "softmax": pairs * block.heads / 1e6,
         "mlp": 2 * block.tokens_out * block.embed * block.hidden / 1e6,
         "neurons": block.tokens_out * block.hidden / 1e6,
@@ -57,6 +60,11 @@ def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float
     if sized:
         terms |= {"sizes": 1.0, "sized logits": pairs * block.heads / 1e6}
     return terms | _merge_terms(arch, block)
+
+
+def _whole_tiles(dims: int) -> int:
+    """Return the dims of as many vector registers as `dims` take: some kernels compute nothing less."""
+    return -(-dims // _TILE) * _TILE
 
 
 def _merge_terms(arch: Arch, block: BlockDims) -> dict[str, float]:
