@@ -166,6 +166,12 @@ def test_scaled_table_predicts_what_the_whole_model_took() -> None:
     assert scaled.total_ms(slim) == pytest.approx(scaled.rest_ms() + sum(scaled.blocks_ms(slim)))
 
 
+def test_table_that_tells_nothing_of_blocks_is_refused() -> None:
+    noise = dataclasses.replace(TABLE, ms_per_unit={"stem": 0.0, "head": 0.0, "part": 1.0, "copied": 2.0})
+    with pytest.raises(MeasurementError, match="times that do not depend on their blocks"):
+        scale_table(noise, ARCH, 3.0)
+
+
 def test_check_sets_the_prediction_beside_the_measurement() -> None:
     checked = check_table(TABLE, "dense", ARCH, TABLE.total_ms(ARCH) / 1.05)
     assert checked.checks[0].error == pytest.approx(0.05)

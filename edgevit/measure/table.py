@@ -231,9 +231,18 @@ def make_table(on: TableDevice, embed: int, timed: Sequence[TimedPart], drift: f
 
 
 def scale_table(table: LatencyTable, arch: Arch, measured_ms: float) -> LatencyTable:
-    """Return the table whose prediction for a model that was timed whole beside the parts is what it took."""
-    factor = measured_ms / table.total_ms(arch)
-    return dataclasses.replace(table, scale=table.scale * factor)
+    """Return the table whose prediction for a model that was timed whole beside the parts is what it took.
+
+    Raises:
+        MeasurementError: the parts tell nothing of blocks.
+    """
+    predicted = table.total_ms(arch)
+    if predicted <= 0:
+        raise MeasurementError(
+            f"{table.on.runtime} {table.on.precision}: expected two blocks to take longer than one, got"
+            " times that do not depend on their blocks. Stop other programs and build again."
+        )
+    return dataclasses.replace(table, scale=table.scale * measured_ms / predicted)
 
 
 def check_table(table: LatencyTable, name: str, arch: Arch, measured_ms: float) -> LatencyTable:

@@ -61,6 +61,7 @@ def measure_table(
         UnsupportedModelError: its blocks are not those of a plain ViT.
         BackendUnavailableError: the runtime or device is not here, or it lacks the precision.
         BackendError: the runtime refuses a part.
+        MeasurementError: the times tell nothing of blocks.
     """
     arch, bench = dense.arch, _Bench.of(stages, device, form)
     model = make_long_model(arch, grid)
