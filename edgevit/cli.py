@@ -426,9 +426,7 @@ def report(
     if board is not None:
         if len(folders) != 1:
             raise typer.BadParameter(f"expected one build directory beside --import, got {len(folders)}.")
-        from edgevit.pipeline.bring_back import bring_back
-
-        bring_back(folders[0], board)
+        _import_report(folders[0], board, json=json)
     reports = [load_report(folder) for folder in folders]
     if html is not None:
         from edgevit.report.html import write_html
@@ -448,6 +446,18 @@ def report(
         typer.echo(f"\nReport: {html}")
 
 
+def _import_report(folder: Path, board: Path, *, json: bool) -> None:
+    """Take in a board's report; where it misses a gate, show what it says before the error."""
+    from edgevit.pipeline.bring_back import bring_back
+    from edgevit.report.model import load_report
+
+    try:
+        bring_back(folder, board)
+    except (AccuracyGateError, LatencyGateError, MeasurementError):
+        _show_report(load_report(folder), folder, json=json)
+        raise
+
+
 @app.command()
 @_command
 def check(
@@ -459,9 +469,9 @@ def check(
     json: Json = False,
 ) -> None:
     """Fail with an exit code of its own when a finished build misses a limit."""
-    from edgevit.gates import require_gates
+    from edgevit.gates import require_gates, require_measured
     from edgevit.recipe import Gates
-    from edgevit.report.model import load_report
+    from edgevit.report.model import load_report, unmeasured
     from edgevit.schema import check_table
 
     limits = {
@@ -476,8 +486,18 @@ def check(
         raise typer.BadParameter("give at least one limit, for example --max-drop 1.0")
     found = load_report(folder)
     judged = [f"{result.target} {result.precision}" for result in found.results if result.chosen]
-    facts = {"name": found.name, "limits": given, "chosen": judged}
+    waiting = unmeasured(found.kits, found.results)
+    boards = sorted({result.target for result in found.results if result.on_board})
+    accuracy = gates.max_drop is not None or gates.min_agreement is not None
+    facts = {
+        "name": found.name,
+        "limits": given,
+        "chosen": judged,
+        "not_measured": list(waiting),
+        "accuracy_not_judged": boards if accuracy else [],
+    }
     try:
+        require_measured(found.results, waiting, gates)
         require_gates(found.results, gates)
     except EdgevitError as error:
         if json:
@@ -487,6 +507,12 @@ def check(
         _print_json({**facts, "kept": True, "why": None})
     else:
         typer.echo(f"{found.name}: every limit is kept by {', '.join(judged)}")
+        for target in waiting:
+            typer.echo(
+                f"{target} was not measured: no limit was judged for it. Run its kit, import its report."
+            )
+        for target in boards if accuracy else ():
+            typer.echo(f"{target} was measured on its board, which knows no accuracy: that was not judged.")
 
 
 @app.command()

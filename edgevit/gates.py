@@ -43,7 +43,12 @@ def _marked(result: Result, fastest: Result, prefer: Prefer) -> Result:
 
 
 def accuracy_misses(result: Result, gates: Gates) -> list[str]:
-    """List the accuracy gates that a result misses; a limit on something that was not measured is missed."""
+    """List the accuracy gates that a result misses; a limit on something that was not measured is missed.
+
+    A board compares outputs on stored images and measures no accuracy, so none is missed there.
+    """
+    if result.on_board:
+        return []
     return [*_drop_misses(result, gates.max_drop), *_agreement_misses(result, gates.min_agreement)]
 
 
@@ -83,6 +88,32 @@ def latency_misses(result: Result, gates: Gates) -> list[str]:
     if gates.min_speedup is not None and speedup < gates.min_speedup:
         missed.append(f"speed-up is {speedup:.3f}, min_speedup is {gates.min_speedup:g}")
     return missed
+
+
+def require_measured(results: Sequence[Result], waiting: Sequence[str], gates: Gates) -> None:
+    """Make sure that there is anything that the limits can judge.
+
+    Args:
+        results: of a finished build.
+        waiting: targets that got a build kit and were not measured yet.
+        gates: limits.
+
+    Raises:
+        MeasurementError: nothing was measured that a limit is on.
+    """
+    timed = gates.max_latency_ms is not None or gates.min_speedup is not None
+    if any(timed or not result.on_board for result in results):
+        return
+    if waiting:
+        raise MeasurementError(
+            f"nothing to judge: {', '.join(waiting)} got a build kit and was not measured yet."
+            " Run the kit there, and bring its report back with `edgevit report DIR --import FILE`."
+        )
+    if results:
+        raise MeasurementError(
+            "nothing to judge: boards alone were measured, and a board knows no accuracy."
+            " Give a limit on latency or speed-up."
+        )
 
 
 def require_gates(results: Sequence[Result], gates: Gates) -> None:

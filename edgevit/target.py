@@ -17,7 +17,7 @@ Runtime = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Multiple = Annotated[int, Field(ge=1)]
 Opset = Annotated[int, Field(ge=13, le=23)]
 
-TENSORRT_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+TENSORRT_RUNTIMES: tuple[Runtime, ...] = ("tensorrt", "tensorrt-rtx")
 TENSORRT_DEVICES = ("gpu", "board")
 DEFAULT_TARGET = "openvino-cpu"
 

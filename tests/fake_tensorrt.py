@@ -13,6 +13,8 @@ from pathlib import Path
 __version__ = "10.3.0"
 CLASSES = 3
 executed: list[Context] = []
+configs: list[Config] = []
+"""With which engines were built."""
 _recorded: dict[int, Context] = {}
 
 
@@ -79,7 +81,7 @@ class Builder:
         return Config()
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-        assert config.cleared == {BuilderFlag.TF32}
+        configs.append(config)
         if b"unbuildable" in network.data:
             self.logger.log(0, "no kernel for blocks.0")  # type: ignore[attr-defined]
             return None

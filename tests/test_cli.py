@@ -30,7 +30,7 @@ from edgevit.cli import _show_times, _threads, app
 from edgevit.pipeline.timing import choose_artefacts, time_here
 from edgevit.progress import silent
 from edgevit.recipe import Recipe
-from edgevit.report.model import Latency, Report, to_json
+from edgevit.report.model import KitFacts, Latency, Report, to_json
 from edgevit.schema import load_toml
 from edgevit.store import Store
 from edgevit.target import load_target
@@ -413,6 +413,44 @@ def test_check_untrusted_timing_exits_with_its_code(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(to_json(found.model_copy(update={"results": tuple(noisy)})))
     assert edgevit("check", tmp_path, "--max-latency-ms", "99").exit_code == 7
     assert edgevit("check", tmp_path, "--max-drop", "5").exit_code == 7  # nothing is offered
+
+
+def write_kit_report(folder: Path, *, measured: bool, brought: bool = False) -> None:
+    """Write a report with a kit, and with results of this machine or of the kit's board."""
+    found = sample()
+    kit = KitFacts(target="orin", precisions=("fp32",), folder="orin/kit")
+    board = found.results[0].model_copy(update={"target": "orin", "on_board": True, "drop": None})
+    results = (*(found.results if measured else ()), *((board,) if brought else ()))
+    (folder / "report.json").write_text(
+        to_json(found.model_copy(update={"kits": (kit,), "results": results}))
+    )
+
+
+def test_check_says_which_target_was_not_measured(tmp_path: Path) -> None:
+    write_kit_report(tmp_path, measured=True)
+    result = edgevit("check", tmp_path, "--max-latency-ms", "6")
+    assert result.exit_code == 0, result.output
+    assert "orin was not measured: no limit was judged for it. Run its kit" in result.stdout
+    data = json.loads(edgevit("check", tmp_path, "--max-latency-ms", "6", "--json").stdout)
+    assert (data["not_measured"], data["accuracy_not_judged"]) == (["orin"], [])
+
+
+def test_check_of_a_kit_alone_has_nothing_to_judge(tmp_path: Path) -> None:
+    write_kit_report(tmp_path, measured=False)
+    result = edgevit("check", tmp_path, "--max-latency-ms", "6")
+    assert result.exit_code == 7
+    assert "nothing to judge: orin got a build kit and was not measured yet. Run the kit" in result.stderr
+
+
+def test_check_says_that_a_board_knows_no_accuracy(tmp_path: Path) -> None:
+    write_kit_report(tmp_path, measured=True, brought=True)
+    result = edgevit("check", tmp_path, "--max-drop", "0.6")
+    assert result.exit_code == 0, result.output
+    assert "orin was measured on its board, which knows no accuracy: that was not judged." in result.stdout
+    write_kit_report(tmp_path, measured=False, brought=True)
+    result = edgevit("check", tmp_path, "--max-drop", "0.6")
+    assert (result.exit_code, "boards alone were measured" in result.stderr) == (7, True)
+    assert edgevit("check", tmp_path, "--max-latency-ms", "6").exit_code == 0
 
 
 def test_targets_names_each_with_the_version_of_its_runtime() -> None:

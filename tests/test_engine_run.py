@@ -115,6 +115,7 @@ def test_build_keeps_the_timing_cache_and_its_hash(tmp_path: Path) -> None:
     assert built.facts["timing_cache_sha256"] == sha256_of(b"times")
     assert built.facts["onnx_sha256"] == sha256_of(b"graph")
     assert built.facts["types"] == "the graph's"
+    assert fake_tensorrt.configs[-1].cleared == {fake_tensorrt.BuilderFlag.TF32}
 
 
 def test_build_that_gives_nothing_shows_the_log(tmp_path: Path) -> None:

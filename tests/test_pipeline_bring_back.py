@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from kit_builds import write_kit_build
 from sample_report import report as sample_report
 
 from edgevit.disk import sha256_file
 from edgevit.engine import KIT
-from edgevit.errors import OutputError, ParityError
+from edgevit.errors import LatencyGateError, MeasurementError, OutputError, ParityError
+from edgevit.integrate.manifest import MANIFEST_FILE, Manifest
+from edgevit.pipeline.board_results import kept_report, kept_results
 from edgevit.pipeline.bring_back import bring_back
-from edgevit.report.model import KitFacts, NotBuilt, load_report, to_json
+from edgevit.report.model import FILE_NAME, KitFacts, NotBuilt, load_report, to_json
+from edgevit.report.phrases import findings
 from edgevit.target import Timing
 
 FOLDER = "orin/kit"
@@ -23,17 +27,30 @@ SIDES = ("dense", "slim")
 @pytest.fixture
 def build(tmp_path: Path) -> Path:
     """Return a build directory whose kit was not run yet."""
-    kit = tmp_path / "build" / FOLDER / KIT
-    kit.parent.mkdir(parents=True)
     sides = {side: {"folder": f"fp32/{side}"} for side in SIDES}
     candidates = [{"precision": name, "tolerance": 1e-3, **sides} for name in ("fp32", "fp16")]
     timing = Timing(min_samples=50).model_dump(mode="json")
-    kit.write_text(json.dumps({"target": "orin", "timing": timing, "candidates": candidates}))
+
+    def fill(kit: Path) -> None:
+        kit.mkdir()
+        (kit / KIT).write_text(json.dumps({"target": "orin", "timing": timing, "candidates": candidates}))
+
     missing = tuple(NotBuilt(target="orin", precision=name, why="elsewhere") for name in ("fp32", "fp16"))
     facts = KitFacts(target="orin", precisions=("fp32", "fp16"), folder=FOLDER)
     report = sample_report().model_copy(update={"kits": (facts,), "not_built": missing})
-    (tmp_path / "build" / "report.json").write_text(to_json(report))
+    write_kit_build(tmp_path / "build", report, fill)
     return tmp_path / "build"
+
+
+def ask(build: Path, prefer: Literal["fastest", "all"] = "fastest", **gates: float) -> None:
+    """Let the build have had these limits in its recipe."""
+    report = load_report(build)
+    kit = report.kits[0].model_copy(update={"prefer": prefer, "gates": gates})
+    (build / FILE_NAME).write_text(to_json(report.model_copy(update={"kits": (kit,)})))
+
+
+def not_measured(build: Path) -> tuple[str, ...]:
+    return Manifest.model_validate_json((build / MANIFEST_FILE).read_bytes()).not_measured
 
 
 def candidate(precision: str, slim_ms: float, max_abs: float = 1e-4) -> dict[str, Any]:
@@ -140,3 +157,62 @@ def test_report_that_is_not_there_is_named(build: Path) -> None:
 def test_report_of_another_schema_is_refused(build: Path) -> None:
     with pytest.raises(OutputError, match="expected a board's report of schema 1, got 2"):
         bring_back(build, board(build, candidate("fp32", 2.0), schema=2))
+
+
+def test_limits_and_preference_of_the_recipe_hold_for_a_board(build: Path) -> None:
+    ask(build, "all", max_latency_ms=6.0, min_speedup=1.4)
+    report = bring_back(build, board(build, candidate("fp32", 2.0), candidate("fp16", 1.0)))
+    assert [one.chosen for one in report.results if one.target == "orin"] == [True, True]
+    assert not_measured(build) == ()
+
+
+def test_board_that_misses_a_limit_leaves_its_report_and_no_manifest(build: Path) -> None:
+    ask(build, max_latency_ms=1.5)
+    with pytest.raises(
+        LatencyGateError, match=r"orin fp32: median latency is 2\.000 ms, max_latency_ms is 1\.5"
+    ):
+        bring_back(build, board(build, candidate("fp32", 2.0)))
+    assert [one.chosen for one in load_report(build).results if one.target == "orin"] == [True]
+    assert not (build / MANIFEST_FILE).exists()
+
+
+def test_accuracy_is_not_judged_on_a_board_and_the_report_says_so(build: Path) -> None:
+    ask(build, max_drop=5.0)
+    waiting = [one for one in findings(load_report(build)) if "not judged" in one]
+    assert waiting == ["orin was not measured: max_drop 5 was not judged."]
+    report = bring_back(build, board(build, candidate("fp32", 2.0)))
+    said = [one for one in findings(report) if "not judged" in one]
+    assert said == ["orin was measured on its board, which knows no accuracy: max_drop 5 was not judged."]
+
+
+def test_board_report_is_kept_for_later_builds_of_the_same_kit(build: Path) -> None:
+    report = bring_back(build, board(build, candidate("fp32", 2.0), {"precision": "fp16", "failed": "no"}))
+    kit = build / FOLDER
+    kept = kept_results(build, kit, report.models.dense.macs / report.models.slim.macs)
+    (mine,) = (one for one in report.results if one.target == "orin")
+    assert [one.model_copy(update={"chosen": True}) for one in kept.results] == [mine]
+    assert [one.precision for one in kept.not_built] == ["fp16"]
+    (kit / KIT).write_text((kit / KIT).read_text() + "\n")
+    assert kept_results(build, kit, 1.0).results == ()
+
+
+def test_times_that_cannot_be_trusted_are_told_and_not_kept(build: Path) -> None:
+    shaken = candidate("fp32", 2.0)
+    for number, burst in enumerate(shaken["taken"]["bursts_ns"][1]):
+        burst[:] = [time * (1 + number % 5) for time in burst]
+    with pytest.raises(MeasurementError, match="orin fp32"):
+        bring_back(build, board(build, shaken))
+    assert [one.verdict for one in load_report(build).results if one.target == "orin"] == ["untrusted"]
+    assert not kept_report(build, sha256_file(build / FOLDER / KIT)).exists()
+
+
+def test_results_of_another_precision_stay(build: Path) -> None:
+    bring_back(build, board(build, candidate("fp32", 2.0)))
+    report = bring_back(build, board(build, candidate("fp16", 1.0)))
+    found = [(one.precision, one.chosen) for one in report.results if one.target == "orin"]
+    assert found == [("fp32", False), ("fp16", True)]
+
+
+def test_precision_that_the_kit_has_not_is_named(build: Path) -> None:
+    with pytest.raises(OutputError, match=r"orin: expected the board's report of fp32, fp16.* got int8"):
+        bring_back(build, board(build, candidate("int8", 2.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,17 @@ import numpy as np
 import onnxruntime
 import pytest
 from real_tensorrt import env_of
+from test_pipeline_bring_back import candidate
 from toy_build import write_toy
 
 from edgevit.backends.graph_precision import graph_precision
-from edgevit.errors import BackendError, RecipeError
-from edgevit.pipeline import BuildOptions, build
-from edgevit.pipeline.kits import needs_kit
-from edgevit.pipeline.preflight import check_graphs
+from edgevit.disk import sha256_file
+from edgevit.errors import RecipeError
+from edgevit.integrate.manifest import MANIFEST_FILE
+from edgevit.pipeline import BuildOptions, build, kits
+from edgevit.pipeline.bring_back import bring_back
+from edgevit.pipeline.graphs import Form, Graph, Graphs, Probe
+from edgevit.pipeline.kits import kit_key, needs_kit
 from edgevit.recipe import load_recipe
 from edgevit.report.model import load_report
 from edgevit.target import Target, load_target
@@ -124,18 +129,60 @@ def test_board_needs_a_kit_and_a_gpu_of_this_machine_none() -> None:
     assert not needs_kit(Target(runtime="tensorrt", device="gpu"))
 
 
-def test_graph_that_the_parser_refuses_fails_the_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgevit.backends.preflight import Preflight
-    from edgevit.pipeline import preflight
-    from edgevit.pipeline.graphs import Form, Graph, Graphs
+def key_of(target: Target) -> object:
+    made = {side: Graph(Path("fp32.onnx"), side, None) for side in ("dense", "slim")}  # type: ignore[arg-type]
+    graphs = Graphs(Form(18, 1, False), made, {})
+    return kit_key(target, {"fp32": graphs}, Probe(np.zeros((1, 3, 2, 2), np.float32), "noise"))
 
-    refused = Preflight("refused", "tensorrt 10.3", "the parser refuses the graph at blocks.3.attn (Foo): no")
-    monkeypatch.setattr(preflight, "ask_parser", lambda path: refused)
-    graph = Graph(tmp_path / "fp32.onnx", "", None)  # type: ignore[arg-type]
-    graphs = Graphs(Form(18, 1, False), {"dense": graph, "slim": graph}, {})
-    with pytest.raises(
-        BackendError, match=r"orin fp32: tensorrt 10\.3 does not take the dense graph.*blocks\.3\.attn"
-    ):
-        check_graphs(Target(name="orin", runtime="tensorrt", device="gpu"), {"fp32": graphs})
+
+def with_options(target: Target, **changes: object) -> Target:
+    return target.model_copy(update={"tensorrt": target.tensorrt.model_copy(update=changes)})
+
+
+def test_kit_is_not_made_anew_for_what_it_does_not_hold(tmp_path: Path) -> None:
+    target = load_target(BOARD, Path())
+    (tmp_path / "times").write_bytes(b"times")
+    (tmp_path / "moved").write_bytes(b"times")
+    told = target.model_copy(update={"description": "another", "source": "another", "threads": 7})
+    assert key_of(told) == key_of(target)
+    first, moved = (with_options(target, timing_cache=str(tmp_path / name)) for name in ("times", "moved"))
+    assert key_of(moved) == key_of(first)
+    assert key_of(first) != key_of(target)
+
+
+@pytest.mark.parametrize("change", [{"workspace_mb": 77}, {"memory_mb": 77}, {"versions": ("10.3",)}])
+def test_kit_is_made_anew_for_what_it_tells_the_board(change: dict[str, object]) -> None:
+    target = load_target(BOARD, Path())
+    assert key_of(with_options(target, **change)) != key_of(target)
+
+
+def test_kit_is_made_anew_for_other_tolerances_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of(load_target(BOARD, Path()))
+    with monkeypatch.context() as patch:
+        patch.setattr(kits, "relative_tolerance", lambda precision: 0.5)
+        assert key_of(load_target(BOARD, Path())) != before
+    monkeypatch.setattr(kits, "library_versions", lambda names: dict.fromkeys(names, "another"))
+    assert key_of(load_target(BOARD, Path())) != before
+
+
+def test_what_a_board_said_stays_in_later_builds_of_the_same_kit(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built, out)
+    assert json.loads((out / MANIFEST_FILE).read_text())["not_measured"] == [BOARD]
+    table = {
+        "schema": 1,
+        "kit_sha256": sha256_file(out / BOARD / "kit" / "kit.json"),
+        "version": "8.5.2",
+        "expected_versions": ["8.5"],
+        "device": {"name": "Xavier", "compute_capability": "7.2", "cuda_driver": "11.4"},
+        "board": {},
+        "candidates": [candidate("fp32", 2.0)],
+    }
+    (tmp_path / "board-report.json").write_text(json.dumps(table))
+    brought = bring_back(out, tmp_path / "board-report.json")
+    again = build(load_recipe(built.parent / "toy.toml"), out, BuildOptions((BOARD,)))
+    (result,) = again.results
+    assert (result.on_board, result.chosen, result.device["name"]) == (True, True, "Xavier")
+    assert again.results == brought.results
+    assert again.not_built == ()
+    assert json.loads((out / MANIFEST_FILE).read_text())["not_measured"] == []

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from edgevit.engine import CPU_ONLY, FILE, MODULES, Refusal, refusal_text
-from edgevit.target import Runtime
+from edgevit.target import TENSORRT_RUNTIMES, Runtime
 
 ANSWER_S = 900
 """A process that has not answered by then hangs: the largest graphs build in a few minutes."""
@@ -48,7 +48,7 @@ class DiedError(Exception):
 
 def ask_parser(
     onnx: Path,
-    runtimes: Sequence[Runtime] = ("tensorrt", "tensorrt-rtx"),
+    runtimes: Sequence[Runtime] = TENSORRT_RUNTIMES,
     env: Mapping[str, str] | None = None,
 ) -> Preflight:
     """Let the first parser that can be imported parse a graph.
@@ -58,9 +58,17 @@ def ask_parser(
         runtimes: whose parsers, the first that is here.
         env: environment of the process in place of this one's.
     """
+    return first_answer((runtime, ask_one(onnx, runtime, env)) for runtime in runtimes)
+
+
+def first_answer(answers: Iterable[tuple[Runtime, Preflight]]) -> Preflight:
+    """Return what the first parser said that could be asked; no further one is asked.
+
+    Args:
+        answers: of one runtime's parser after the other, made when they are needed.
+    """
     reasons = []
-    for runtime in runtimes:
-        found = _ask_one(onnx, runtime, dict(os.environ if env is None else env))
+    for runtime, found in answers:
         if found.outcome != "unavailable":
             return found
         reasons.append(f"{runtime}: {found.why}")
@@ -68,10 +76,14 @@ def ask_parser(
     return Preflight("unavailable", None, f"no parser could be asked ({words}). Get one with: {GET_A_PARSER}")
 
 
-def _ask_one(onnx: Path, runtime: Runtime, env: dict[str, str]) -> Preflight:
-    """Ask without a GPU first, which 10.x and 11.x allow by an option that other versions may not know."""
-    found = _parse(onnx, runtime, env | CPU_ONLY)
-    return _parse(onnx, runtime, env) if found.outcome in ("unavailable", "died") else found
+def ask_one(onnx: Path, runtime: Runtime, env: Mapping[str, str] | None = None) -> Preflight:
+    """Let the parser of one runtime parse a graph; "unavailable" where it cannot be imported.
+
+    It is asked without a GPU first, which 10.x and 11.x allow by an option that other versions may not know.
+    """
+    around = dict(os.environ if env is None else env)
+    found = _parse(onnx, runtime, around | CPU_ONLY)
+    return _parse(onnx, runtime, around) if found.outcome in ("unavailable", "died") else found
 
 
 def _parse(onnx: Path, runtime: Runtime, env: dict[str, str]) -> Preflight:

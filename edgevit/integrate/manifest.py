@@ -43,6 +43,8 @@ class Manifest(Strict):
     plan_sha256: Sha256
     versions: dict[str, str]
     artefacts: tuple[ArtefactEntry, ...]
+    not_measured: tuple[str, ...] = ()
+    """Targets that got a build kit alone: nothing was measured for them, and no gate was judged."""
     files: tuple[FileEntry, ...]
 
 

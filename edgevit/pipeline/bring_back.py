@@ -2,95 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-
-from edgevit.board import Taken
-from edgevit.disk import atomic_write, sha256_file
+from edgevit.disk import sha256_file
 from edgevit.engine import KIT
-from edgevit.errors import OutputError, ParityError
-from edgevit.gates import choose
-from edgevit.measure.protocol import Latency as Times
-from edgevit.measure.protocol import Measurement, summarise
-from edgevit.pipeline.candidate import report_latency
-from edgevit.pipeline.graphs import SIDES
+from edgevit.errors import OutputError
+from edgevit.gates import choose, require_gates
+from edgevit.integrate.manifest import MANIFEST_FILE, Manifest, manifest_text
+from edgevit.pipeline.board_results import BoardResults, judge_board, keep_report, read_board_report
 from edgevit.recipe import Gates
 from edgevit.report.html import render_html
-from edgevit.report.model import (
-    FILE_NAME,
-    ArtefactFacts,
-    KitFacts,
-    NotBuilt,
-    Report,
-    Result,
-    SlimFacts,
-    Speedup,
-    load_report,
-    to_json,
-)
-from edgevit.target import Timing
-
-SCHEMA = 1
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True)
-
-
-class _Compared(_Part):
-    max_abs: float
-    largest: float
-    top1_agreement: float
-
-
-class _Candidate(_Part):
-    precision: str
-    failed: str | None = None
-    engines: Mapping[str, Mapping[str, str]] = {}
-    parity: Mapping[str, _Compared] = {}
-    taken: Taken | None = None
-    gpu_ms: Mapping[str, tuple[float, ...]] = {}
-    cuda_graph: Mapping[str, str] = {}
-
-
-class BoardReport(_Part):
-    """What `run.py` of a kit writes."""
-
-    format: int = Field(alias="schema")
-    kit_sha256: str
-    version: str
-    expected_versions: tuple[str, ...]
-    device: Mapping[str, str]
-    board: Mapping[str, str]
-    candidates: tuple[_Candidate, ...]
-
-
-class _KitSide(_Part):
-    folder: str
-
-
-class _KitCandidate(_Part):
-    precision: str
-    tolerance: float
-    dense: _KitSide
-    slim: _KitSide
-
-
-class Kit(_Part):
-    """What a kit says of itself."""
-
-    target: str
-    timing: Timing
-    candidates: tuple[_KitCandidate, ...]
+from edgevit.report.model import FILE_NAME, KitFacts, Report, load_report, to_json, unmeasured
+from edgevit.store import Store
 
 
 def bring_back(folder: Path, file: Path) -> Report:
     """Put a board's results into the report of a build, rewrite the report's files, and return it.
 
-    The accuracy stays unknown: a board compares outputs on the stored images alone.
+    Later builds have them too, as long as they make the very same kit and the times can be trusted. The
+    recipe's `prefer` and limits on latency and speed-up hold as for what is measured here; where one is
+    missed, the build has no manifest any more.
 
     Args:
         folder: the build directory, which has the kit.
@@ -99,54 +30,53 @@ def bring_back(folder: Path, file: Path) -> Report:
     Raises:
         OutputError: a file is damaged, or the board's is of another kit.
         ParityError: an engine gave other outputs than its graph; the report is left as it was.
+        MeasurementError, LatencyGateError, AccuracyGateError: a gate is missed; the report was written.
     """
-    report = load_report(folder)
-    board = _read(file, BoardReport)
-    if board.format != SCHEMA:
-        raise OutputError(f"{file}: expected a board's report of schema {SCHEMA}, got {board.format}.")
-    facts = _find_kit(report, folder, file, board.kit_sha256)
-    kit = _read(folder / facts.folder / KIT, Kit)
-    by_precision = {one.precision: one for one in kit.candidates}
-    results = [
-        _result(report, kit, by_precision[one.precision], one, board)
-        for one in board.candidates
-        if one.failed is None
-    ]
-    failed = [
-        NotBuilt(target=kit.target, precision=one.precision, why=f"on the board: {one.failed}")
-        for one in board.candidates
-        if one.failed is not None
-    ]
-    told = {one.precision for one in board.candidates}
-    changed = report.model_copy(
-        update={
-            "results": (
-                *(one for one in report.results if one.target != kit.target),
-                *choose(results, Gates(), "fastest"),
-            ),
-            "not_built": (
-                *(one for one in report.not_built if one.target != kit.target or one.precision not in told),
-                *failed,
-            ),
-        }
-    )
-    atomic_write(folder / FILE_NAME, to_json(changed))
-    atomic_write(folder / "report.html", render_html([changed]))
+    report, board = load_report(folder), read_board_report(file)
+    kit = _find_kit(report, folder, file, board.kit_sha256)
+    estimated = report.models.dense.macs / report.models.slim.macs
+    found = judge_board(board, folder / kit.folder, estimated)
+    changed = _changed(report, kit, found)
+    with Store.open(folder, report.name) as store:
+        if all(one.verdict == "trusted" for one in found.results):
+            keep_report(folder, file, board.kit_sha256)
+        manifest = _read_manifest(folder / MANIFEST_FILE)
+        store.withdraw(MANIFEST_FILE)
+        store.write(FILE_NAME, to_json(changed))
+        store.write("report.html", render_html([changed]))
+        require_gates(changed.results, Gates(**kit.gates))
+        if manifest is not None:
+            waiting = unmeasured(changed.kits, changed.results)
+            store.write(MANIFEST_FILE, manifest_text(manifest.model_copy(update={"not_measured": waiting})))
     return changed
 
 
-T = TypeVar("T", bound=BaseModel)
+def _changed(report: Report, kit: KitFacts, found: BoardResults) -> Report:
+    """Return the report with a board's results in place of what it said of them."""
+    told = found.precisions
+    others = tuple(one for one in report.results if one.target != kit.target or one.precision not in told)
+    mine = choose(
+        [*(one for one in others if one.target == kit.target), *found.results], Gates(**kit.gates), kit.prefer
+    )
+    return report.model_copy(
+        update={
+            "results": (*(one for one in others if one.target != kit.target), *mine),
+            "not_built": (
+                *(one for one in report.not_built if one.target != kit.target or one.precision not in told),
+                *found.not_built,
+            ),
+        }
+    )
 
 
-def _read(path: Path, model: type[T]) -> T:
+def _read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest; None where the build missed a gate and has none."""
     try:
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise OutputError(f"{path}: expected the file that a kit's run.py wrote, found none.") from error
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise OutputError(f"{path}: damaged ({said}). Run the kit again.") from error
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}). Write it anew with `edgevit build`.") from error
 
 
 def _find_kit(report: Report, folder: Path, file: Path, sha256: str) -> KitFacts:
@@ -158,83 +88,4 @@ def _find_kit(report: Report, folder: Path, file: Path, sha256: str) -> KitFacts
     raise OutputError(
         f"{file}: expected the report of a kit of this build ({kits}), got that of another one"
         f" ({sha256[:12]}). Give the build that the kit came from, or run this build's kit."
-    )
-
-
-def _result(report: Report, kit: Kit, entry: _KitCandidate, found: _Candidate, board: BoardReport) -> Result:
-    """Judge what was measured of one precision, as if it had been measured here."""
-    parity = _check_parity(kit, entry, found)
-    if found.taken is None or set(found.engines) != set(SIDES):
-        raise OutputError(
-            f"{kit.target} {found.precision}: the board's report has no times. Run the kit again."
-        )
-    times = summarise(found.taken, kit.timing)
-    assert times.candidate is not None
-    assert times.speedup is not None
-    estimated = report.models.dense.macs / report.models.slim.macs
-    dense = _artefact(kit, entry.dense.folder, found.engines["dense"], times.reference)
-    slim = _artefact(kit, entry.slim.folder, found.engines["slim"], times.candidate)
-    return Result(
-        target=kit.target,
-        precision=found.precision,
-        device={"tensorrt": board.version, **board.device, **board.board},
-        protocol=_protocol(found, times, kit.timing, board),
-        chosen=False,
-        refused=None,
-        dense=dense,
-        slim=SlimFacts(**slim.model_dump(), agreement=None),
-        drop=None,
-        speedup=Speedup(
-            measured=times.speedup.value,
-            interval=(times.speedup.low, times.speedup.high),
-            estimated=estimated,
-            promise=times.speedup.value / estimated,
-        ),
-        parity=parity,
-        verdict=times.verdict,
-        why=times.why,
-    )
-
-
-def _check_parity(kit: Kit, entry: _KitCandidate, found: _Candidate) -> dict[str, JsonValue]:
-    facts: dict[str, JsonValue] = {}
-    for side, compared in found.parity.items():
-        allowed = entry.tolerance * max(1.0, compared.largest)
-        if not compared.max_abs <= allowed:  # a NaN, which compares false, fails too
-            raise ParityError(
-                f"{kit.target} {found.precision}: the {side} engine's logits are up to {compared.max_abs:.3g}"
-                f" from those of its graph, allowed {allowed:.3g}, top-1 agreement"
-                f" {compared.top1_agreement:.4f}. It would not have the model's accuracy:"
-                " take another precision or opset."
-            )
-        facts |= {
-            f"{side}_onnx_artefact_max_abs": compared.max_abs,
-            f"{side}_onnx_artefact_allowed": allowed,
-            f"{side}_onnx_artefact_top1_agreement": compared.top1_agreement,
-        }
-    return facts
-
-
-def _protocol(
-    found: _Candidate, times: Measurement, timing: Timing, board: BoardReport
-) -> dict[str, JsonValue]:
-    facts: dict[str, JsonValue] = {
-        "runs_per_burst": times.runs_per_burst,
-        "timing": timing.model_dump(mode="json"),
-        "expected_versions": list(board.expected_versions),
-    }
-    for side, samples in found.gpu_ms.items():
-        facts[f"{side}_gpu_ms_median"] = sorted(samples)[len(samples) // 2]
-    for side, words in found.cuda_graph.items():
-        facts[f"{side}_cuda_graph"] = words
-    return facts
-
-
-def _artefact(kit: Kit, folder: str, facts: Mapping[str, str], times: Times) -> ArtefactFacts:
-    return ArtefactFacts(
-        artefact=f"{kit.target}/{folder}/model.engine, on the board",
-        sha256=facts["sha256"],
-        bytes=int(facts["bytes"]),
-        top1=None,
-        latency_ms=report_latency(times),
     )

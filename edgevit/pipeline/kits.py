@@ -15,12 +15,12 @@ from edgevit.engine import ENGINE
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import INPUT_NAME
 from edgevit.export.parity import Batch
+from edgevit.kit.trtexec import TABLE
 from edgevit.kit.write import KitCandidate, Side, Stored, write_kit
 from edgevit.pipeline.artefacts import relative_tolerance
 from edgevit.pipeline.graphs import SIDES, Graph, Graphs, Probe
-from edgevit.pipeline.keys import code_sha256
+from edgevit.pipeline.keys import code_sha256, library_versions
 from edgevit.pipeline.stages import Stages
-from edgevit.report.model import KitFacts
 from edgevit.store import JSON
 from edgevit.target import Precision, Target
 
@@ -34,24 +34,14 @@ def needs_kit(target: Target) -> bool:
     return target.runtime == "tensorrt-rtx" and not read_gpu(target.runtime).devices
 
 
-def make_kit(
-    stages: Stages, target: Target, graphs: Mapping[Precision, Graphs], probe: Probe
-) -> tuple[Path, KitFacts]:
-    """Write a target's kit; return where it lies in the store, and what the report says of it.
+def make_kit(stages: Stages, target: Target, graphs: Mapping[Precision, Graphs], probe: Probe) -> Path:
+    """Write a target's kit, and return where it lies in the store.
 
     Raises:
         BackendError: TensorRT-RTX, which builds here, refuses a graph.
         RecipeError: the target asks for what one of its TensorRT versions lacks.
     """
-    times = Path(target.tensorrt.timing_cache)
-    key: dict[str, JSON] = {
-        "onnx": {name: [one.by_side[side].sha256 for side in SIDES] for name, one in graphs.items()},
-        "target": target.model_dump(mode="json"),
-        "images": probe.key,
-        "times": sha256_file(times) if times.is_file() else None,
-        "versions": {} if target.device == "board" else get_backend(target.runtime).versions(),
-        "code": code_sha256("kit", "engine", "backends", "pipeline/kits"),
-    }
+    key = kit_key(target, graphs, probe)
 
     def make(folder: Path) -> None:
         form = next(iter(graphs.values())).form
@@ -62,9 +52,27 @@ def make_kit(
             found = [_candidate(target, name, one, stored, Path(built)) for name, one in graphs.items()]
             write_kit(folder / KIT_FOLDER, target, found, stored)
 
-    folder = stages.run("kit", key, make, of=target.name) / KIT_FOLDER
-    facts = KitFacts(target=target.name, precisions=tuple(graphs), folder=f"{target.name}/{KIT_FOLDER}")
-    return folder, facts
+    return stages.run("kit", key, make, of=target.name) / KIT_FOLDER
+
+
+def kit_key(target: Target, graphs: Mapping[Precision, Graphs], probe: Probe) -> dict[str, JSON]:
+    """Return what a kit depends on: of the target only what the kit tells the board, and no path."""
+    times = Path(target.tensorrt.timing_cache)
+    return {
+        "onnx": {name: [one.by_side[side].sha256 for side in SIDES] for name, one in graphs.items()},
+        "tolerances": {name: relative_tolerance(name) for name in graphs},
+        "target": [target.name, target.runtime, target.device, target.batch],
+        "tensorrt": target.tensorrt.model_dump(mode="json", exclude={"timing_cache"}),
+        "timing": target.timing.model_dump(mode="json"),
+        "images": probe.key,
+        "times": sha256_file(times) if times.is_file() else None,
+        "versions": {
+            **library_versions(("numpy", "onnxruntime")),
+            **({} if target.device == "board" else get_backend(target.runtime).versions()),
+        },
+        "trtexec": sha256_file(TABLE),
+        "code": code_sha256("kit", "engine", "backends", "export/links", "pipeline/kits"),
+    }
 
 
 def _candidate(

@@ -12,6 +12,7 @@ from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import PLAN_FILE, Saved
 from edgevit.pipeline.targets import Measured
 from edgevit.plan import Plan, plan_sha256
+from edgevit.report.model import unmeasured
 from edgevit.store import Store
 
 REPORT_FILES = ("report.json", "report.html")
@@ -54,6 +55,7 @@ def make_manifest(
             for candidate in measured.candidates
             for side in SIDES
         ),
+        not_measured=unmeasured([facts for _, facts in measured.kits], measured.results),
         files=tuple(_entry(store.root, name) for name in names),
     )
 

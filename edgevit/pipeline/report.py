@@ -13,12 +13,12 @@ from pydantic import JsonValue
 from edgevit.board import read_machine
 from edgevit.cost import model_cost
 from edgevit.images import Images
-from edgevit.models.arch import Arch
+from edgevit.models.arch import Arch, BlockDims
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import Archs
 from edgevit.pipeline.sets import Sets, seen_share
 from edgevit.pipeline.targets import Measured
-from edgevit.plan import Plan
+from edgevit.plan import BlockPlan, Plan
 from edgevit.report.model import (
     BlockFacts,
     BlockSide,
@@ -71,18 +71,7 @@ def make_report(
         source=_source(inputs, found),
         recover=recipe.recover,
         plan=PlanFacts(
-            blocks=tuple(
-                PlanBlock(
-                    heads=block.heads,
-                    qk_dim=block.qk_dim,
-                    vo_dim=block.vo_dim,
-                    hidden=block.hidden,
-                    tokens=block.tokens,
-                    hidden_used=block.per_image.used if block.per_image else None,
-                    mlp_inputs=block.mlp_inputs,
-                )
-                for block in found.plan.blocks
-            ),
+            blocks=tuple(_remaining(block, block.tokens) for block in found.plan.blocks),
             reductions=tuple(_reductions(archs.slim)),
             dead_tokens=found.plan.dead_tokens,
             methods=tuple(options.method for options in recipe.methods),
@@ -215,16 +204,19 @@ def _blocks(archs: Archs) -> list[BlockFacts]:
 def _sides(arch: Arch) -> list[BlockSide]:
     costs = model_cost(arch).blocks
     return [
-        BlockSide(
-            heads=block.heads,
-            qk_dim=block.qk_dim,
-            vo_dim=block.vo_dim,
-            hidden=block.hidden,
-            tokens=block.tokens_out,
-            hidden_used=block.per_image.used if block.per_image else None,
-            mlp_inputs=block.mlp_inputs,
-            macs=cost.macs,
-            params=cost.params,
-        )
+        BlockSide(**_remaining(block, block.tokens_out).model_dump(), macs=cost.macs, params=cost.params)
         for block, cost in zip(arch.blocks, costs, strict=True)
     ]
+
+
+def _remaining(block: BlockPlan | BlockDims, tokens: int) -> PlanBlock:
+    """Return the dims of a block as the report has them: of a plan, or of a model."""
+    return PlanBlock(
+        heads=block.heads,
+        qk_dim=block.qk_dim,
+        vo_dim=block.vo_dim,
+        hidden=block.hidden,
+        tokens=tokens,
+        hidden_used=block.per_image.used if block.per_image else None,
+        mlp_inputs=block.mlp_inputs,
+    )

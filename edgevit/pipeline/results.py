@@ -49,6 +49,11 @@ def make_results(
     return results
 
 
+def estimate_speedup(archs: Archs) -> float:
+    """Return what the MACs let hope for: those of dense over those of slim."""
+    return model_cost(archs.dense).total.macs / model_cost(archs.slim).total.macs
+
+
 def _against_fp32(candidate: Candidate, reference: Candidate, evaluation: Images | None) -> AgainstFp32:
     dense = reference.logits["dense"]
     return AgainstFp32(
@@ -63,7 +68,7 @@ def _make_result(
     candidate: Candidate, archs: Archs, evaluation: Images | None, parity: dict[str, float]
 ) -> Result:
     times, logits = candidate.times, candidate.logits
-    estimated = model_cost(archs.dense).total.macs / model_cost(archs.slim).total.macs
+    estimated = estimate_speedup(archs)
     labels = evaluation.labels if evaluation is not None else None
     tops = {side: top1(values, labels) if labels is not None else None for side, values in logits.items()}
     facts: dict[str, JsonValue] = {**parity, **candidate.parity}

@@ -9,17 +9,19 @@ from pathlib import Path
 from edgevit.errors import BackendUnavailableError, ParityError
 from edgevit.gates import choose
 from edgevit.images import Images
+from edgevit.pipeline.board_results import BoardResults, kept_results
 from edgevit.pipeline.candidate import Candidate, measure_candidate
 from edgevit.pipeline.graphs import SIDES, Form, Graphs, Probe, make_probe
 from edgevit.pipeline.inputs import CALIBRATED, Inputs, Wanted
-from edgevit.pipeline.kits import make_kit, needs_kit
+from edgevit.pipeline.kits import KIT_FOLDER, make_kit, needs_kit
 from edgevit.pipeline.models import Archs, Saved
+from edgevit.pipeline.parsers import Parsers
 from edgevit.pipeline.precision import GraphFiles
-from edgevit.pipeline.preflight import check_graphs
-from edgevit.pipeline.results import make_results
+from edgevit.pipeline.results import estimate_speedup, make_results
 from edgevit.pipeline.sets import Sets
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import Plan, plan_sha256
+from edgevit.recipe import Gates
 from edgevit.report.model import KitFacts, NotBuilt, PreflightFacts, Result
 from edgevit.target import TENSORRT_RUNTIMES, Precision
 
@@ -54,16 +56,19 @@ def measure_targets(
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []
-    preflights: list[PreflightFacts] = []
+    parsers, preflights = Parsers(), list[PreflightFacts]()
     kits: list[tuple[Path, KitFacts]] = []
     for wanted in inputs.wanted:
         form = Form.of(inputs.recipe.recipe.export, wanted.target)
         graphs = {precision: files.of(form, precision) for precision in wanted.precisions}
         if wanted.target.runtime in TENSORRT_RUNTIMES:
-            preflights += check_graphs(wanted.target, graphs)
+            preflights += parsers.check(wanted.target, graphs)
             if needs_kit(wanted.target):
-                kits.append(make_kit(stages, wanted.target, graphs, probe))
-                missing += _elsewhere(kits[-1][1])
+                kit = make_kit(stages, wanted.target, graphs, probe)
+                kits.append((kit, _kit_facts(wanted, inputs.gates)))
+                brought = kept_results(stages.store.root, kit, estimate_speedup(archs))
+                results += choose(brought.results, inputs.gates, wanted.section.prefer)
+                missing += [*brought.not_built, *_elsewhere(kits[-1][1], brought)]
                 continue
         mine = list(_candidates(stages, wanted, (graphs, probe), sets.evaluation, missing))
         made = make_results(mine, archs, sets.evaluation, {name: one.parity for name, one in graphs.items()})
@@ -73,12 +78,28 @@ def measure_targets(
     return Measured(*found)
 
 
-def _elsewhere(kit: KitFacts) -> list[NotBuilt]:
+def _kit_facts(wanted: Wanted, gates: Gates) -> KitFacts:
+    name = wanted.target.name
+    return KitFacts(
+        target=name,
+        precisions=wanted.precisions,
+        folder=f"{name}/{KIT_FOLDER}",
+        prefer=wanted.section.prefer,
+        gates=gates.model_dump(exclude_none=True),
+    )
+
+
+def _elsewhere(kit: KitFacts, brought: BoardResults) -> list[NotBuilt]:
+    """Say how to go on with the precisions that the board has not told of yet."""
     why = (
         f"it runs elsewhere: take the folder {kit.folder} there, start `python3 run.py`, and bring its report"
         " back with `edgevit report DIR --import FILE`"
     )
-    return [NotBuilt(target=kit.target, precision=precision, why=why) for precision in kit.precisions]
+    return [
+        NotBuilt(target=kit.target, precision=precision, why=why)
+        for precision in kit.precisions
+        if precision not in brought.precisions
+    ]
 
 
 def _candidates(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -217,6 +218,8 @@ class Result(Part):
 
     target: str
     precision: str
+    on_board: bool = False
+    """Measured by a build kit, which compares outputs on stored images and knows no accuracy."""
     device: Facts
     protocol: Facts = {}
     """How the times were taken: warm-up, bursts, threads, conditions before and after."""
@@ -267,6 +270,10 @@ class KitFacts(Part):
     precisions: tuple[str, ...]
     folder: str
     """Below the build directory."""
+    prefer: Literal["fastest", "all"] = "fastest"
+    """Of the recipe: which of the board's candidates are chosen."""
+    gates: dict[str, float] = {}
+    """Limits of the recipe, by name, which hold for what the board measures."""
 
 
 class Int8Loss(Part):
@@ -437,6 +444,12 @@ class Report(Part):
                 f"blocks: expected {len(self.plan.blocks)} as in the plan, got {len(self.blocks)}"
             )
         return self
+
+
+def unmeasured(kits: Sequence[KitFacts], results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the targets of which there is a kit and no result: no gate was judged for them."""
+    measured = {result.target for result in results}
+    return tuple(kit.target for kit in kits if kit.target not in measured)
 
 
 def to_json(report: Report) -> str:

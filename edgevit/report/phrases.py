@@ -12,6 +12,7 @@ from edgevit.report.model import (
     Report,
     Result,
     SetFacts,
+    unmeasured,
 )
 
 NONE = "-"
@@ -208,8 +209,32 @@ def findings(report: Report) -> list[str]:
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
     missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
     limited = [int8(f) for f in report.int8 if any(layer.returned is not None for layer in f.layers)]
-    parsers = _parsers(report)
-    return [*said, *trained, *budget(report), *none, *refused, *untrusted, *missing, *limited, *parsers]
+    kept = [*said, *trained, *budget(report), *none, *refused, *untrusted]
+    return [*kept, *missing, *limited, *_unjudged(report), *_parsers(report)]
+
+
+_ACCURACY_GATES = ("max_drop", "min_agreement")
+
+
+def _unjudged(report: Report) -> list[str]:
+    """Say which limits nobody judged: those of targets that wait for their board, and accuracy on boards."""
+    waiting = unmeasured(report.kits, report.results)
+    said = []
+    for kit in report.kits:
+        gates = {
+            name: value
+            for name, value in kit.gates.items()
+            if kit.target in waiting or name in _ACCURACY_GATES
+        }
+        limits = " and ".join(f"{name} {value:g}" for name, value in gates.items())
+        why = (
+            "was not measured"
+            if kit.target in waiting
+            else "was measured on its board, which knows no accuracy"
+        )
+        if limits:
+            said.append(f"{kit.target} {why}: {limits} {'was' if len(gates) == 1 else 'were'} not judged.")
+    return said
 
 
 def _parsers(report: Report) -> list[str]:

@@ -2,36 +2,48 @@
 
     python tools/bench/tensorrt_gpu.py --seconds 20
 
-Needs an NVIDIA GPU and `pip install 'edgevit[tensorrt]'`. Random weights: times do not depend on
-them, and the parity is with the same graph.
+Needs an NVIDIA GPU and `pip install 'edgevit[tensorrt]'`. Random weights, and noise to calibrate on: times do
+not depend on them, and the parity is with the same graph.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import record
+from numpy.typing import NDArray
 from record import Bound, Figure, Notebook, Row
 from subjects import TOLD, Cut, cut_model, use_threads
 
-from edgevit.backends.tensorrt import TensorRT
+from edgevit.backends.tensorrt import EngineModel, TensorRT
 from edgevit.cost import model_cost
-from edgevit.errors import BackendUnavailableError
+from edgevit.errors import BackendError, BackendUnavailableError
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
+from edgevit.export.precision import quantise
 from edgevit.measure.protocol import measure_pair
 from edgevit.models.layers import SlimViT
 from edgevit.models.load import ModelSource, load_model
 from edgevit.plan import Counts
 from edgevit.slim import SlimOptions
-from edgevit.target import Target, Timing, load_target
+from edgevit.target import Precision, Target, Timing, load_target
 
-MODELS = {"DeiT-T": ("deit_tiny_patch16_224", 384), "DeiT-S": ("deit_small_patch16_224", 768)}
+MODELS = {
+    "DeiT-T": ("deit_tiny_patch16_224", 384),
+    "DeiT-S": ("deit_small_patch16_224", 768),
+    "DeiT-B": ("deit_base_patch16_224", 1536),
+}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+_FP32_DIFFERENCE = 1e-3
+_CALIBRATED_ON = 8
 _RUNS = 200
+_LAYER_RUNS = 20
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,11 @@ class Pair:
     dense: SlimViT
     slim: SlimViT
 
+    @property
+    def estimated(self) -> float:
+        """Return the speed-up that the MACs let hope for."""
+        return model_cost(self.dense.arch).total.macs / model_cost(self.slim.arch).total.macs
+
 
 def make_pair(name: str) -> Pair:
     """Load a model and cut it."""
@@ -51,47 +68,70 @@ def make_pair(name: str) -> Pair:
     return Pair(name, dense, cut_model(dense, cut, SlimOptions("none"), None))
 
 
-def measure(pair: Pair, target: Target, folder: Path) -> Row:
-    """Build both, compare them with their graphs, and time them side by side."""
-    backend, built = TensorRT("tensorrt"), {}
-    images = np.random.default_rng(0).standard_normal((1, *pair.dense.arch.image)).astype(np.float32)
+def draw_noise(model: SlimViT, count: int) -> list[NDArray[np.float32]]:
+    """Draw single images, [1, C, H, W] each."""
+    draw = np.random.default_rng(0)
+    return [draw.standard_normal((1, *model.arch.image)).astype(np.float32) for _ in range(count)]
+
+
+def write_graphs(pair: Pair, target: Target, folder: Path) -> dict[Precision, dict[str, Path]]:
+    """Export both models in fp32, and quantise them."""
+    graphs: dict[Precision, dict[str, Path]] = {precision: {} for precision in PRECISIONS}
     for side, model in (("dense", pair.dense), ("slim", pair.slim)):
-        path = folder / side / "model.onnx"
-        path.parent.mkdir()
-        export_onnx(model, path, ExportOptions(opset=target.opset))
-        built[side] = backend.build(path, target, "fp32", folder / side / "engine")
+        fp32, int8 = folder / f"{side}-fp32.onnx", folder / f"{side}-int8.onnx"
+        export_onnx(model, fp32, ExportOptions(opset=target.opset, batch=target.batch))
+        quantise(fp32, draw_noise(model, _CALIBRATED_ON), int8, smooth=False)
+        graphs["fp32"][side], graphs["int8"][side] = fp32, int8
+    return graphs
+
+
+def measure(pair: Pair, target: Target, precision: Precision, graphs: dict[str, Path], folder: Path) -> Row:
+    """Build both sides in one precision, compare them with their graphs, and time them side by side."""
+    backend = TensorRT("tensorrt")
+    (image,) = draw_noise(pair.dense, 1)
+    built = {side: backend.build(graphs[side], target, precision, folder / side) for side in graphs}
     with (
-        backend.load(built["dense"], target, "fp32") as dense,
-        backend.load(built["slim"], target, "fp32") as slim,
+        closing(backend.open_engine(built["dense"])) as dense,
+        closing(backend.open_engine(built["slim"])) as slim,
     ):
+        sides = {"dense": dense, "slim": slim}
         apart = max(
-            float(np.abs(session.run(images) - onnx_link(folder / side / "model.onnx").run(images)).max())
-            for side, session in (("dense", dense), ("slim", slim))
+            float(np.abs(engine.run(image) - onnx_link(graphs[side]).run(image)).max())
+            for side, engine in sides.items()
         )
-        found = measure_pair(dense, slim, images, target.timing)
-        gpu = {side: float(np.median(one.gpu_ms(_RUNS))) for side, one in (("dense", dense), ("slim", slim))}
-        device = slim.device()
+        with (
+            backend.load(built["dense"], target, precision) as first,
+            backend.load(built["slim"], target, precision) as second,
+        ):
+            found = measure_pair(first, second, image, target.timing)
+        gpu = {side: float(np.median(engine.gpu_ms(_RUNS))) for side, engine in sides.items()}
+        device, slowest = slim.device(), _slowest_layers(slim)
     assert found.candidate is not None
     assert found.speedup is not None
-    ratio = found.speedup
-    estimated = model_cost(pair.dense.arch).total.macs / model_cost(pair.slim.arch).total.macs
+    ratio, wanted = found.speedup, Bound(None, _FP32_DIFFERENCE) if precision == "fp32" else None
+    trusted = found.verdict == "trusted"
     return Row(
-        f"{pair.name}, fp32, {device['name']}",
+        f"{pair.name}, {precision}, {device['name']}",
         {
             "TensorRT": device["version"],
             "CUDA graph": device["cuda_graph"],
             "layers put out": device["layers_put_out"],
-            "largest difference of a logit": Figure(apart, ".1e", None, Bound(None, 1e-3)),
+            "largest difference of a logit": Figure(apart, ".1e", None, wanted),
             "dense, ms": f"{found.reference.median:.3f}",
             "slim, ms": f"{found.candidate.median:.3f}",
             "dense, ms of the GPU": f"{gpu['dense']:.3f}",
             "slim, ms of the GPU": f"{gpu['slim']:.3f}",
-            "speed-up": Figure(
-                ratio.value, ".3f", (ratio.low, ratio.high), Bound(1.0), found.verdict == "trusted"
-            ),
-            "of the estimate": f"{ratio.value / estimated:.3f}",
+            "speed-up": Figure(ratio.value, ".3f", (ratio.low, ratio.high), Bound(1.0), trusted),
+            "of the estimate": f"{ratio.value / pair.estimated:.3f}",
+            "slowest layers of slim": slowest,
         },
     )
+
+
+def _slowest_layers(engine: EngineModel) -> str:
+    times = engine.layer_ms(_LAYER_RUNS)
+    slowest = sorted(times, key=lambda name: times[name], reverse=True)[:_SHOWN]
+    return "; ".join(f"{name.replace('|', '/')[:60]} {times[name]:.3f} ms" for name in slowest)
 
 
 def main() -> None:
@@ -105,16 +145,27 @@ def main() -> None:
     target = load_target("nvidia-gpu", Path()).model_copy(
         update={"timing": Timing(seconds=arguments.seconds, attempts=1)}
     )
+    backend = TensorRT("tensorrt")
     try:
-        TensorRT("tensorrt").check()
+        backend.check()
+        if "gpu" not in backend.versions():
+            raise BackendUnavailableError("TensorRT is here and no CUDA device: nothing was measured.")
     except BackendUnavailableError as error:
         raise SystemExit(str(error)) from error
     use_threads(arguments.threads)
     notebook = Notebook(quick=arguments.quick)
     for name in list(MODELS)[:1] if arguments.quick else MODELS:
         TOLD.say(name)
+        pair = make_pair(name)
         with tempfile.TemporaryDirectory() as folder:
-            notebook.write("tensorrt-gpu", [measure(make_pair(name), target, Path(folder))])
+            for precision, graphs in write_graphs(pair, target, Path(folder)).items():
+                TOLD.say(f"{name}, {precision}")
+                try:
+                    row = measure(pair, target, precision, graphs, Path(folder) / precision)
+                except BackendError as error:  # one that does not build must not cost the others their rows
+                    TOLD.say(str(error))
+                    row = Row(f"{name}, {precision}", {"TensorRT": f"failed: {str(error).splitlines()[0]}"})
+                notebook.write("tensorrt-gpu", [row])
 
 
 if __name__ == "__main__":
