@@ -124,6 +124,15 @@ def test_process_without_an_answer_says_how_it_ended() -> None:
         ask_process(["parse"])
 
 
+def test_process_that_ran_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
+    killed = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    env = write_module(tmp_path / "fake", "tensorrt_bindings", killed)
+    with pytest.raises(
+        DiedError, match=r"ended by SIGKILL \(out of memory\? lower tensorrt\.workspace_mb\)\. Its log"
+    ):
+        ask_process(["parse", "tensorrt", str(tmp_path / "model.onnx")], env)
+
+
 def test_process_is_this_python(tmp_path: Path) -> None:
     env = write_module(
         tmp_path / "fake", "tensorrt_bindings", "import sys\nraise ImportError(sys.executable)\n"

@@ -23,6 +23,7 @@ from subjects import TOLD, Cut, cut_model, use_threads
 from edgevit.backends.tensorrt import EngineModel, TensorRT
 from edgevit.cost import model_cost
 from edgevit.errors import BackendError, BackendUnavailableError
+from edgevit.export.half import to_half
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.precision import quantise
@@ -38,7 +39,7 @@ MODELS = {
     "DeiT-S": ("deit_small_patch16_224", 768),
     "DeiT-B": ("deit_base_patch16_224", 1536),
 }
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _FP32_DIFFERENCE = 1e-3
 _CALIBRATED_ON = 8
 _RUNS = 200
@@ -75,13 +76,16 @@ def draw_noise(model: SlimViT, count: int) -> list[NDArray[np.float32]]:
 
 
 def write_graphs(pair: Pair, target: Target, folder: Path) -> dict[Precision, dict[str, Path]]:
-    """Export both models in fp32, and quantise them."""
+    """Export both models in fp32, and make the other precisions of that."""
     graphs: dict[Precision, dict[str, Path]] = {precision: {} for precision in PRECISIONS}
     for side, model in (("dense", pair.dense), ("slim", pair.slim)):
-        fp32, int8 = folder / f"{side}-fp32.onnx", folder / f"{side}-int8.onnx"
-        export_onnx(model, fp32, ExportOptions(opset=target.opset, batch=target.batch))
-        quantise(fp32, draw_noise(model, _CALIBRATED_ON), int8, smooth=False)
-        graphs["fp32"][side], graphs["int8"][side] = fp32, int8
+        files = {precision: folder / f"{side}-{precision}.onnx" for precision in PRECISIONS}
+        images = draw_noise(model, _CALIBRATED_ON)
+        export_onnx(model, files["fp32"], ExportOptions(opset=target.opset, batch=target.batch))
+        to_half(files["fp32"], images, files["fp16"])
+        quantise(files["fp32"], images, files["int8"], smooth=False)
+        for precision, path in files.items():
+            graphs[precision][side] = path
     return graphs
 
 
