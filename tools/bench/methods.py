@@ -78,9 +78,14 @@ CASES = {
         None,
     ),
     "patches": Case(
-        "patch-similarity merge, 37 to 24 tokens in block 3",
-        (PatchSimilarity(method="patch-similarity", tokens=24, blocks=(3,), strategy="merge"),),
+        "patch-similarity merge, 37 to 22 tokens in block 4",
+        (PatchSimilarity(method="patch-similarity", tokens=22, blocks=(4,), strategy="merge"),),
         1.0,
+    ),
+    "patches-early": Case(
+        "patch-similarity merge, 37 to 24 tokens in block 3",  # the same MACs as the one before
+        (PatchSimilarity(method="patch-similarity", tokens=24, blocks=(3,), strategy="merge"),),
+        None,
     ),
 }
 FORMS = {
