@@ -39,8 +39,10 @@ UNIT_MS = {
     "vo projection": 8.0,
     "qk product": 5.0,
     "vo product": 6.0,
-    "qk tiles": 3.0,
-    "vo tiles": 2.0,
+    "qk registers": 3.0,
+    "vo registers": 2.0,
+    "projection tiles": 1.5,
+    "mlp tiles": 1.2,
     "softmax": 40.0,
     "mlp": 9.0,
     "neurons": 20.0,
@@ -88,6 +90,16 @@ def test_block_terms_never_fall_where_a_dim_grows() -> None:
         low, high = (block_terms(ARCH, block, sized=True) for block in (fewer, full))
         assert all(low[name] <= high[name] for name in high), kind
         assert any(low[name] < high[name] for name in high), kind
+
+
+def test_block_terms_of_a_few_dims_less_fall_only_where_whole_registers_and_tiles_go() -> None:
+    full = dataclasses.replace(ARCH.blocks[0], vo_dim=48, hidden=320)
+    odd = dataclasses.replace(full, vo_dim=40, hidden=288)
+    low, high = (block_terms(ARCH, block, sized=False) for block in (odd, full))
+    assert low["vo product"] < high["vo product"]
+    assert low["vo registers"] == high["vo registers"]
+    assert low["mlp"] < high["mlp"]
+    assert low["mlp tiles"] == high["mlp tiles"]
 
 
 def test_block_terms_of_a_merge_grow_with_what_is_merged() -> None:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from edgevit.backends.base import Session
 from edgevit.board import Clock, TimeBudget, draw_sample, take_samples, timed_shape
-from edgevit.measure.statistics import drift, median_absolute_deviation
+from edgevit.measure.statistics import Samples, drift, median_absolute_deviation
 from edgevit.target import Timing
 
 _WARMUP_SHARE = 0.1
 _TIME_FACTOR = 4.0
+_POLISHES = 10
 
 
 def parts_budget(timing: Timing) -> TimeBudget:
@@ -37,6 +38,7 @@ class PartTimes:
     """Times of all parts."""
 
     median_ms: Mapping[str, float]
+    """At the machine's usual speed."""
     mad_ms: Mapping[str, float]
     drift: float
     """How much slower all parts together ran in the second half than in the first, as a share."""
@@ -66,14 +68,37 @@ def time_parts(
         _Fed(session, draw_sample(timed_shape(session.input_shape, batch))) for session in sessions.values()
     ]
     taken = take_samples(fed, fed[0].sample, budget, clock=clock, progress=progress)
-    bursts = {
-        name: np.array(runs) / 1e6 for name, runs in zip(sessions, taken.bursts_ns, strict=True)
-    }  # of each [K, R]
+    bursts = np.array(taken.bursts_ns) / 1e6  # [parts, K, R]
+    levels, speeds = usual_times(np.median(bursts, axis=2))
+    mads = [median_absolute_deviation(runs / speeds[:, None]) for runs in bursts]
     return PartTimes(
-        {name: float(np.median(ms)) for name, ms in bursts.items()},
-        {name: median_absolute_deviation(ms) for name, ms in bursts.items()},
-        drift(np.sum([np.median(ms, axis=1, keepdims=True) for ms in bursts.values()], axis=0)),
+        dict(zip(sessions, levels.tolist(), strict=True)),
+        dict(zip(sessions, mads, strict=True)),
+        drift(speeds[:, None]),
     )
+
+
+def usual_times(times: Samples) -> tuple[Samples, Samples]:
+    """Split times into what each part takes at the machine's usual speed, and how slow each round was.
+
+    A machine that others use, too, changes its speed for seconds or minutes. A round of all parts takes some,
+    so that plain medians of two parts may be of different speeds. A round's speed is common to its parts.
+
+    Args:
+        times: of each part (row) in each round (column), > 0, [n, K].
+
+    Returns:
+        Times of the parts, [n]; and how many times as long a round took as usual, [K].
+
+    Source: Tukey, "Exploratory Data Analysis", 1977, median polish, on logarithms.
+    """
+    logs = np.log(times)
+    rounds = np.zeros(logs.shape[1])
+    for _ in range(_POLISHES):
+        parts = np.median(logs - rounds, axis=1)
+        rounds = np.median(logs - parts[:, None], axis=0)
+    usual = np.median(rounds)
+    return np.exp(parts + usual), np.exp(rounds - usual)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from edgevit.models.arch import Arch, BlockDims
 from edgevit.target import Precision
 
 TABLE_SCHEMA = 1
-_TILE = 16  # floats in a register of 512 bits
+_REGISTER = 16  # floats in 512 bits
+_TILE = 64  # columns that kernels of matrix products on CPUs take at once
 _BESIDE_BLOCKS = ("stem", "head", "part", "copied")
 
 Terms = Mapping[str, float]
@@ -50,10 +51,12 @@ def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float
         "vo projection": rows * block.embed * vo / 1e6,
         "qk product": pairs * qk / 1e6,
         "vo product": pairs * vo / 1e6,
-        "qk tiles": pairs * block.heads * _whole_tiles(block.qk_dim) / 1e6,
-        "vo tiles": pairs * block.heads * _whole_tiles(block.vo_dim) / 1e6,
+        "qk registers": pairs * block.heads * _whole(block.qk_dim, _REGISTER) / 1e6,
+        "vo registers": pairs * block.heads * _whole(block.vo_dim, _REGISTER) / 1e6,
         "softmax": pairs * block.heads / 1e6,
         "mlp": 2 * block.tokens_out * block.embed * block.hidden / 1e6,
+        "projection tiles": rows * block.embed * (_whole(qk, _TILE) + _whole(vo, _TILE)) / 1e6,
+        "mlp tiles": 2 * block.tokens_out * block.embed * _whole(block.hidden, _TILE) / 1e6,
         "neurons": block.tokens_out * block.hidden / 1e6,
         "weights": 2 * block.embed * (qk + vo + block.hidden) / 1e6,
     }
@@ -62,9 +65,9 @@ def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float
     return terms | _merge_terms(arch, block)
 
 
-def _whole_tiles(dims: int) -> int:
-    """Return the dims of as many vector registers as `dims` take: some kernels compute nothing less."""
-    return -(-dims // _TILE) * _TILE
+def _whole(dims: int, step: int) -> int:
+    """Return the multiple of `step` that `dims` take: some kernels compute nothing less."""
+    return -(-dims // step) * step
 
 
 def _merge_terms(arch: Arch, block: BlockDims) -> dict[str, float]:
