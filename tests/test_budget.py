@@ -28,6 +28,8 @@ def load(folder: Path, text: str) -> Recipe:
         ("params = 0.6", "params", 600.0),
         ('params = "3.2M"', "params", 3.2e6),
         ('params = "900"', "params", 900.0),
+        ("speedup = 1.6", "ms", 625.0),
+        ('latency_ms = 4.0\ntarget = "openvino-cpu"\nprecision = "int8"', "ms", 4.0),
     ],
 )
 def test_budget_is_a_share_or_a_number(tmp_path: Path, line: str, unit: str, limit: float) -> None:
@@ -40,12 +42,17 @@ def test_budget_is_a_share_or_a_number(tmp_path: Path, line: str, unit: str, lim
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LEAST + "[budget]", r"budget\.macs: missing; a budget is one of macs or params"),
+        (LEAST + "[budget]", r"budget\.macs: missing; a budget is one of macs, params, speedup, latency_ms"),
         (LEAST + "[budget]\nmacs = 0.5\nparams = 0.5", r"budget\.params: given beside macs\. Keep one"),
         (LEAST + "[budget]\nmacs = 1.2", r"budget\.macs: expected a number < 1.0 or text, got 1.2"),
         (LEAST + '[budget]\nmacs = "half"', 'an absolute number as text, such as "0.68G" or "3.2M"'),
         (LEAST + '[budget]\nmacs = "0G"', "an absolute number as text"),
-        (LEAST + "[budget]\nspeedup = 1.5", r"budget\.speedup: not in this version, which counts"),
+        (LEAST + "[budget]\nspeedup = 0.9", r"budget\.speedup: expected a number > 1"),
+        (LEAST + "[budget]\nspeedup = 2.0\nlatency_ms = 4.0", r"budget\.latency_ms: given beside speedup\."),
+        (
+            LEAST + '[budget]\nmacs = 0.5\ntarget = "a"',
+            r"budget\.target: given beside macs, which is the same",
+        ),
         (LEAST + "[budget]\nmacs = 0.5\n[plan]\nheads = 2", r"plan: \[budget\] decides what remains"),
         (
             LEAST + '[budget]\nmacs = 0.5\n[[prune]]\nmethod = "coupled-dims"\nqk_drop = 0.5',

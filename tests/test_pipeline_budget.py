@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_build import write_toy
 
-from edgevit.errors import ImagesError, MeasurementError, PlanError
+from edgevit.errors import ImagesError, MeasurementError, PlanError, RecipeError
 from edgevit.pipeline import build
 from edgevit.recipe import load_recipe
 from edgevit.report import phrases
@@ -80,4 +80,45 @@ def test_too_few_images_are_refused_before_anything_is_measured(tmp_path: Path) 
     recipe = write_toy(tmp_path, plan="[budget]\nmacs = 0.6\n")
     recipe.write_text(recipe.read_text().replace("images = 64", "images = 4"))
     with pytest.raises(ImagesError, match=r"calibration\.images: the closed form needs at least \d+ images"):
+        build(load_recipe(str(recipe)), tmp_path / "out")
+
+
+SPEEDUP = "[budget]\nspeedup = 1.2\n"
+
+
+@pytest.mark.slow
+def test_build_with_a_budget_of_time_plans_by_a_table_and_measures_beside_it(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan=SPEEDUP, runtime="openvino")
+    report = run(recipe, tmp_path / "out")
+    facts = report.budget
+    assert facts is not None
+    assert (facts.unit, facts.asked) == ("ms", 1.2)
+    assert facts.limit == pytest.approx(facts.dense / 1.2)
+    assert facts.predicted <= facts.limit
+    assert facts.counted == report.results[0].slim.latency_ms.median
+    assert facts.measured_on == "short fp32"
+    assert all(block.measured is not None for block in facts.blocks)
+    said = " ".join(phrases.budget(report))
+    assert "were planned" in said
+    assert "measured (short fp32)" in said
+    again = run(write_toy(tmp_path, plan="[budget]\nspeedup = 1.3\n", runtime="openvino"), tmp_path / "out")
+    assert not {"latency-times short fp32", "sensitivity"} & set(made(again))
+    recipe = write_toy(tmp_path, plan="[budget]\nlatency_ms = 0.0001\n", runtime="openvino")
+    with pytest.raises(PlanError, match=r"budget\.latency_ms: expected at least .* in front of the blocks"):
+        build(load_recipe(str(recipe)), tmp_path / "out")
+    recipe = write_toy(tmp_path, plan="[budget]\nlatency_ms = 1000.0\n", runtime="openvino")
+    with pytest.raises(PlanError, match=r"budget\.latency_ms: expected less than the dense model's .* ms"):
+        build(load_recipe(str(recipe)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('target = "other"\n', r"budget\.target: expected one of the targets that are built for"),
+        ('precision = "int8"\n', r"budget\.precision: expected one of fp32, in which short is built"),
+    ],
+)
+def test_budget_of_time_names_what_is_built(tmp_path: Path, more: str, message: str) -> None:
+    recipe = write_toy(tmp_path, plan=SPEEDUP + more)
+    with pytest.raises(RecipeError, match=message):
         build(load_recipe(str(recipe)), tmp_path / "out")

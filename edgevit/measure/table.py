@@ -286,6 +286,10 @@ class LatencyCost:
         """Return the time of everything that is no block."""
         return self.table.rest_ms()
 
+    def total(self, arch: Arch) -> float:
+        """Return the time of a whole model of these dims."""
+        return self.table.total_ms(arch)
+
 
 def table_to_json(table: LatencyTable) -> str:
     """Write a table as JSON text, the same for equal tables."""

@@ -12,17 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgevit.cost import model_cost
 from edgevit.errors import PlanError
 from edgevit.images import Images
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.latency import measure_blocks
+from edgevit.pipeline.limit import Limit, amount_text
 from edgevit.pipeline.models import Saved
+from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
+from edgevit.pipeline.targets import Measured
 from edgevit.plan import KINDS, Kind
-from edgevit.prune.allocate import Allocation, ArchCosts, allocate, choices_of
+from edgevit.prune.allocate import Allocation, allocate, choices_of
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
 from edgevit.prune.sensitivity import BlockFile, Grid, joint_kl, measure_sensitivity
@@ -44,10 +47,11 @@ class Budgeted:
     dense: Arch
     sensitivity: Sensitivity
     images: Images
+    limit: Limit
 
 
 def plan_within_budget(
-    stages: Stages, inputs: Inputs, dense: Saved, images: Images, *, dead_tokens: bool
+    stages: Stages, inputs: Inputs, dense: Saved, images: Images, limit: Limit
 ) -> Budgeted:
     """Choose what remains so that the model's answers change least within the recipe's budget.
 
@@ -56,54 +60,82 @@ def plan_within_budget(
         inputs: the recipe and its targets, whose multiples are kept.
         dense: the model.
         images: unlabelled images on which cuts are measured.
-        dead_tokens: whether tokens that nothing reads are dropped.
+        limit: what the budget allows.
 
     Raises:
-        PlanError: a budget that is none, or that no plan of this model meets.
+        PlanError: no plan of this model meets the budget.
         ImagesError: too few images for the closed form.
     """
-    arch, budget = dense.loaded.model.arch, inputs.recipe.recipe.budget
-    assert budget is not None
-    total = model_cost(arch).total
-    whole = total.macs if budget.unit == "macs" else total.params
-    limit = budget.limit(whole)
-    where = f"budget.{budget.unit}"
-    if limit >= whole:
-        raise PlanError(
-            f"{where}: expected less than the dense model's {whole:.4g}, got {limit:.4g}. Give a smaller one,"
-            " or take [budget] out."
-        )
+    arch = dense.loaded.model.arch
     require_closed_form(dense.loaded.model, images)
     sensitivity = _sensitivity(stages, dense, images)
-    choices = choices_of(read_anatomy(arch), sensitivity, _multiples(inputs), dead_tokens=dead_tokens)
+    choices = choices_of(read_anatomy(arch), sensitivity, _multiples(inputs), dead_tokens=limit.dead_tokens)
     try:
-        found = allocate(sensitivity, choices, ArchCosts(arch, budget.unit, dead_tokens), limit)
+        found = allocate(sensitivity, choices, limit.costs, limit.most)
     except PlanError as error:
-        raise PlanError(f"{where}: {error}, of the dense model's {whole:.6g}.") from error
-    return Budgeted(found, arch, sensitivity, images)
+        whole = amount_text(limit.dense, limit.unit)
+        raise PlanError(f"{limit.key}: {error}, of the dense model's {whole}.{_floor(limit)}") from error
+    return Budgeted(found, arch, sensitivity, images, limit)
+
+
+def _floor(limit: Limit) -> str:
+    """Say what keeps a model from being faster."""
+    if limit.unit != "ms":
+        return ""
+    return (
+        f" Of it, {limit.costs.rest():.2g} ms are in front of the blocks and behind them, where nothing is"
+        " cut, and each block keeps a quarter of its widths. Ask for less, or begin with a smaller model."
+    )
 
 
 def budget_facts(stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[Saved, Saved]) -> BudgetFacts:
     """Put what was predicted beside what came out: the dense and the slim model, before any training."""
     budget = inputs.recipe.recipe.budget
     assert budget is not None
-    (dense, slim), unit, allocation = models, budget.unit, found.allocation
-    costs = model_cost(slim_arch(found.dense, allocation.plan))
-    whole, counted = model_cost(found.dense).total, costs.total
-    amount = (whole.macs, counted.macs) if unit == "macs" else (whole.params, counted.params)
+    (dense, slim), limit, allocation = models, found.limit, found.allocation
+    counted = None if limit.timed else limit.costs.total(slim_arch(found.dense, allocation.plan))
     parts = zip(allocation.block_costs, allocation.block_kls, strict=True)
     return BudgetFacts(
-        unit=unit,
+        unit=limit.unit,
         asked=budget.asked,
-        limit=budget.limit(amount[0]),
-        dense=amount[0],
+        limit=limit.most,
+        dense=limit.dense,
         predicted=allocation.cost,
-        counted=amount[1],
+        counted=counted,
         predicted_kl=allocation.kl,
         measured_kl=_measured_kl(stages, dense, slim, found.images),
         images=len(found.images),
         blocks=tuple(BudgetBlock(cost=cost, kl=kl) for cost, kl in parts),
-        decisions=tuple(decisions(found.dense, allocation, unit)),
+        decisions=tuple(decisions(found.dense, allocation, limit.unit, limit.costs)),
+    )
+
+
+def with_latency(stages: Stages, found: Budgeted, facts: BudgetFacts, measured: Measured) -> BudgetFacts:
+    """Add what was measured on the budget's target beside what its table predicted, in all and by block.
+
+    Args:
+        stages: times the blocks of the slim model.
+        found: the plan, and the table that it was made by.
+        facts: without these times.
+        measured: what came out for all targets.
+    """
+    timed = found.limit.timed
+    if timed is None:
+        return facts
+    (target, precision), form = timed.device, timed.form
+    mine = [r for r in measured.results if (r.target, r.precision) == (target.name, precision)]
+    if not mine:  # it could not be built, which the report says
+        return facts
+    graph = measured.graphs[form][GRAPH_OF[precision]].by_side["slim"]
+    times = measure_blocks(stages, timed.device, form, graph, timed.table)
+    blocks = zip(facts.blocks, times, strict=True)
+    return facts.model_copy(
+        update={
+            "counted": mine[0].slim.latency_ms.median,
+            "dense_measured": mine[0].dense.latency_ms.median,
+            "measured_on": f"{target.name} {precision}",
+            "blocks": tuple(block.model_copy(update={"measured": ms}) for block, ms in blocks),
+        }
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevit.backends import get_backend
+from edgevit.backends import Backend, get_backend
 from edgevit.disk import files_below, sha256_file
-from edgevit.errors import RecipeError, WeightsError
+from edgevit.errors import BackendUnavailableError, RecipeError, WeightsError
 from edgevit.export.precision import require_nncf
 from edgevit.images import LoadedSet, load_image_set
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
@@ -85,7 +85,7 @@ def read_inputs(recipe: LoadedRecipe, targets: Sequence[str]) -> Inputs:
     for item in wanted:
         backend = get_backend(item.target.runtime)
         if item.target.device != "board":  # a board's kit needs none of its runtime here
-            backend.check()
+            _check_runtime(recipe, backend)
         _check_precisions(recipe.path, item, backend.precisions)
     source = _source(recipe)
     sets = recipe.recipe
@@ -97,6 +97,20 @@ def read_inputs(recipe: LoadedRecipe, targets: Sequence[str]) -> Inputs:
         calibration=load_image_set(sets.calibration.set, recipe.folder) if sets.calibration else None,
         evaluation=load_image_set(sets.evaluation.set, recipe.folder) if sets.evaluation else None,
     )
+
+
+def _check_runtime(recipe: LoadedRecipe, backend: Backend) -> None:
+    """Make sure that a target's runtime is here; where a budget wants it timed, say what needs no timing."""
+    try:
+        backend.check()
+    except BackendUnavailableError as error:
+        budget = recipe.recipe.budget
+        if budget is None or budget.unit != "ms":
+            raise
+        raise BackendUnavailableError(
+            f"{error} budget.{budget.key} needs it to time blocks; a budget of macs is planned without, for a"
+            " target whose runtime is here."
+        ) from error
 
 
 def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:

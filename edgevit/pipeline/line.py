@@ -11,11 +11,12 @@ from edgevit.gates import require_gates
 from edgevit.integrate.depfile import depfile_text
 from edgevit.integrate.manifest import MANIFEST_FILE, manifest_text
 from edgevit.models.anatomy import read_anatomy
-from edgevit.pipeline.budget import Budgeted, budget_facts, plan_within_budget
+from edgevit.pipeline.budget import Budgeted, budget_facts, plan_within_budget, with_latency
 from edgevit.pipeline.decide import drops_dead_tokens, make_plan
 from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
+from edgevit.pipeline.limit import find_limit
 from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
 from edgevit.pipeline.publish import make_manifest, publish
 from edgevit.pipeline.report import Found, make_report
@@ -71,7 +72,8 @@ def build(
             made = _make_models(stages, inputs)
         models = made.dense, made.slim
         measured = measure_targets(stages, inputs, models, made.found.sets, made.found.plan)
-        report = make_report(inputs, _with_untuned(stages, inputs, made, measured), measured, stages.facts)
+        found = _with_latency(stages, made, _with_untuned(stages, inputs, made, measured), measured)
+        report = make_report(inputs, found, measured, stages.facts)
         store.withdraw(MANIFEST_FILE)
         publish(store, made.plan_file, made.slim, measured)
         store.write("report.json", to_json(report))
@@ -98,6 +100,7 @@ class _Made:
     """The slim model before training; the same where there is none."""
     plan_file: Path
     found: Found
+    budgeted: Budgeted | None
 
 
 def _make_models(stages: Stages, inputs: Inputs) -> _Made:
@@ -118,15 +121,17 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
     random = dense.loaded.random_weights
     found = Found(archs, plan, random, sets, _versions(inputs), searched.facts, tuned, budget)
-    return _Made(dense, slim, untuned, plan_file, found)
+    return _Made(dense, slim, untuned, plan_file, found, budgeted)
 
 
 def _decide(stages: Stages, inputs: Inputs, searched: Searched, sets: Sets) -> tuple[Plan, Budgeted | None]:
     """Decide what remains: by hand and by methods, or within a budget."""
     if sets.judging is None:
         return make_plan(stages, inputs, searched, sets.calibration), None
-    dead = drops_dead_tokens(inputs, read_anatomy(searched.start.loaded.model.arch))
-    budgeted = plan_within_budget(stages, inputs, searched.start, sets.judging, dead_tokens=dead)
+    start = searched.start
+    dead = drops_dead_tokens(inputs, read_anatomy(start.loaded.model.arch))
+    limit = find_limit(stages, inputs, start, sets, dead_tokens=dead)
+    budgeted = plan_within_budget(stages, inputs, start, sets.judging, limit)
     return budgeted.allocation.plan, budgeted
 
 
@@ -139,6 +144,13 @@ def _with_untuned(stages: Stages, inputs: Inputs, made: _Made, measured: Measure
     form = Form.of(inputs.recipe.recipe.export, first.target)
     judged_by = found.plan, found.sets
     return replace(found, tune=score_untuned(stages, found.tune, made.untuned, (first, form), judged_by))
+
+
+def _with_latency(stages: Stages, made: _Made, found: Found, measured: Measured) -> Found:
+    """Add what was measured beside what a budget of time was planned by."""
+    if made.budgeted is None or found.budget is None:
+        return found
+    return replace(found, budget=with_latency(stages, made.budgeted, found.budget, measured))
 
 
 def _versions(inputs: Inputs) -> dict[str, str]:

@@ -68,6 +68,10 @@ class CostModel(Protocol):
         """Return the cost of everything that is no block."""
         ...
 
+    def total(self, arch: Arch) -> float:
+        """Return the cost of a whole model of these dims."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArchCosts:
@@ -99,6 +103,10 @@ class ArchCosts:
         """Count stem and head."""
         cost = model_cost(self.arch)
         return self._of(cost.stem + cost.head)
+
+    def total(self, arch: Arch) -> float:
+        """Count a whole model."""
+        return self._of(model_cost(arch).total)
 
     def _of(self, cost: Cost) -> float:
         return float(cost.macs if self.unit == "macs" else cost.params)

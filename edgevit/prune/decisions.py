@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from edgevit.budget import Unit
-from edgevit.cost import model_cost
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import Kind, Plan, keep_all
-from edgevit.prune.allocate import Allocation
+from edgevit.prune.allocate import Allocation, CostModel
 
+_WORDS: dict[Unit, str] = {"macs": "MACs", "params": "params", "ms": "time"}
 _NAMES: dict[Kind, str] = {
     "heads": "attention heads",
     "qk_dim": "QK dims of each head",
@@ -21,47 +21,62 @@ _NAMES: dict[Kind, str] = {
 }
 
 
-def decisions(dense: Arch, allocation: Allocation, unit: Unit) -> Iterator[str]:
+def decisions(dense: Arch, allocation: Allocation, unit: Unit, costs: CostModel) -> Iterator[str]:
     """Yield what was decided: where the savings come from, where tokens go, which widths go, what more buys.
 
     Args:
         dense: dims of the dense model.
         allocation: the plan.
         unit: what was limited.
+        costs: what models cost in it.
     """
-    plan, whole = allocation.plan, _amount(dense, keep_all(read_anatomy(dense)), unit)
-    yield from _savings(dense, plan, unit, whole)
+    plan, word = allocation.plan, _WORDS[unit]
+    whole = costs.total(dense)
+    yield from _savings(dense, plan, word, costs)
     if (text := _tokens(dense, plan)) is not None:
         yield text
+        if unit == "ms" and (text := _merge_price(dense, plan, costs)) is not None:
+            yield text
     for kind, name in _NAMES.items():
         yield _widths(name, [getattr(b, kind) for b in dense.blocks], [getattr(b, kind) for b in plan.blocks])
     if 0 < allocation.price < float("inf"):
         gain = allocation.price * whole / 100
-        yield f"1 % of the dense model's {_word(unit)} more would take about {gain:.2g} off the KL."
+        yield f"1 % of the dense model's {word} more would take about {gain:.2g} off the KL."
 
 
-def _amount(dense: Arch, plan: Plan, unit: Unit) -> int:
-    cost = model_cost(slim_arch(dense, plan)).total
-    return cost.macs if unit == "macs" else cost.params
-
-
-def _word(unit: Unit) -> str:
-    return "MACs" if unit == "macs" else "params"
-
-
-def _savings(dense: Arch, plan: Plan, unit: Unit, whole: int) -> Iterator[str]:
+def _savings(dense: Arch, plan: Plan, word: str, costs: CostModel) -> Iterator[str]:
     """Say what dead tokens, fewer tokens and narrower layers save, each on top of those before."""
     full = keep_all(read_anatomy(dense))
     dead = dataclasses.replace(full, dead_tokens=plan.dead_tokens)
     pairs = zip(full.blocks, plan.blocks, strict=True)
     fewer = tuple(dataclasses.replace(block, tokens=cut.tokens) for block, cut in pairs)
-    steps = [whole]
-    steps += [_amount(dense, one, unit) for one in (dead, dataclasses.replace(dead, blocks=fewer), plan)]
+    plans = (full, dead, dataclasses.replace(dead, blocks=fewer), plan)
+    steps = [costs.total(slim_arch(dense, one)) for one in plans]
     names = ("dropping dead tokens", "merging tokens", "narrower layers")
-    shares = [100 * (before - after) / whole for before, after in pairwise(steps)]
+    shares = [100 * (before - after) / steps[0] for before, after in pairwise(steps)]
     said = [f"{name} {share:.1f} %" for name, share in zip(names, shares, strict=True) if share > 0]
     if said:
-        yield f"Of the dense model's {_word(unit)}, these are saved: {', '.join(said)}."
+        yield f"Of the dense model's {word}, these are saved: {', '.join(said)}."
+
+
+def _merge_price(dense: Arch, plan: Plan, costs: CostModel) -> str | None:
+    """Say what one more merge takes before it saves anything: one that merges a single pair.
+
+    It is set in the first block that merges none and behind which another follows.
+    """
+    before = dense.blocks[0].tokens_in
+    for index, block in enumerate(plan.blocks[:-1]):
+        if block.tokens == before:
+            blocks = [
+                dataclasses.replace(other, tokens=min(other.tokens, before - 1)) if place >= index else other
+                for place, other in enumerate(plan.blocks)
+            ]
+            more = dataclasses.replace(plan, blocks=tuple(blocks))
+            price = costs.total(slim_arch(dense, more)) - costs.total(slim_arch(dense, plan))
+            if price > 0:
+                return f"Another merge, in block {index}, would take {price:.2g} ms before it saves any."
+        before = block.tokens
+    return None
 
 
 def _tokens(dense: Arch, plan: Plan) -> str | None:

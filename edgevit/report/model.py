@@ -377,6 +377,8 @@ class BudgetBlock(Part):
 
     cost: Annotated[float, Field(ge=0.0)]
     """In the unit of the budget."""
+    measured: float | None = None
+    """Milliseconds of the block alone, where the budget is one of time."""
     kl: Annotated[float, Field(ge=0.0)]
     """Sum over the block's cuts, each measured alone."""
 
@@ -384,14 +386,19 @@ class BudgetBlock(Part):
 class BudgetFacts(Part):
     """A budget, and what was predicted beside what came out. KL is KL(dense || slim), nats."""
 
-    unit: Literal["macs", "params"]
+    unit: Literal["macs", "params", "ms"]
     asked: float | str
-    """As the recipe has it: a share of dense, or a number as text."""
+    """As the recipe has it: a share of dense, a number as text, a speed-up or milliseconds."""
     limit: Annotated[float, Field(gt=0.0)]
-    dense: Count
+    dense: Annotated[float, Field(gt=0.0)]
+    """In milliseconds: as it ran when the latency table was measured."""
     predicted: Annotated[float, Field(gt=0.0)]
-    counted: Count
-    """Of the slim model that was made."""
+    counted: Annotated[float, Field(gt=0.0)] | None
+    """Of the slim model that was made; in milliseconds its measured median, null where it was not built."""
+    dense_measured: Annotated[float, Field(gt=0.0)] | None = None
+    """The dense model's median beside it."""
+    measured_on: str = ""
+    """Target and precision of a budget of time."""
     predicted_kl: Annotated[float, Field(ge=0.0)]
     """Sum over all cuts, each measured alone: later blocks repair part of it."""
     measured_kl: Annotated[float, Field(ge=0.0)]

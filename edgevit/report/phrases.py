@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgevit.report.model import (
+    BudgetFacts,
     Drop,
     Int8Facts,
     Int8Layer,
@@ -178,13 +179,28 @@ def budget(report: Report) -> list[str]:
     facts = report.budget
     if facts is None:
         return []
-    unit = "MACs" if facts.unit == "macs" else "params"
-    spent = f"{count(facts.counted, facts.dense)} of at most {count(round(facts.limit), facts.dense)} {unit}"
     kl = (
         f"KL(dense || slim) {facts.measured_kl:.3g} on the {facts.images} images that cuts were measured on,"
         f" where the cuts one by one add up to {facts.predicted_kl:.3g}"
     )
-    return [f"Budget: {spent} are used; {kl}.", " ".join(facts.decisions)]
+    return [f"Budget: {_spent(facts)}; {kl}.", " ".join(facts.decisions)]
+
+
+def _spent(facts: BudgetFacts) -> str:
+    """Say what the slim model costs beside what it may."""
+    if facts.unit != "ms":
+        unit = "MACs" if facts.unit == "macs" else "params"
+        dense = round(facts.dense)
+        used = count(round(facts.counted or 0), dense)
+        return f"{used} of at most {count(round(facts.limit), dense)} {unit} are used"
+    planned = f"{milliseconds(facts.predicted)} of at most {milliseconds(facts.limit)} were planned"
+    if facts.counted is None or facts.dense_measured is None:
+        return planned
+    wanted = facts.dense / facts.limit
+    return (
+        f"{planned}, {milliseconds(facts.counted)} measured ({facts.measured_on}); that is"
+        f" {facts.dense_measured / facts.counted:.2f}x the dense model's speed, where {wanted:.2f}x was asked"
+    )
 
 
 def _lost(drop: Drop) -> str:

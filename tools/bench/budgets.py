@@ -66,9 +66,10 @@ def solve(bench: Bench, sensitivity: Sensitivity, share: float) -> Allocation:
     arch = bench.dense.arch
     choices = choices_of(read_anatomy(arch), sensitivity, {}, dead_tokens=True)
     limit = share * model_cost(arch).total.macs
-    found = allocate(sensitivity, choices, ArchCosts(arch, "macs", dead_tokens=True), limit)
+    costs = ArchCosts(arch, "macs", dead_tokens=True)
+    found = allocate(sensitivity, choices, costs, limit)
     TOLD.say(f"{share}: {found.cost / 1e9:.3f} GMACs, KL {found.kl:.4f}")
-    for sentence in decisions(arch, found, "macs"):
+    for sentence in decisions(arch, found, "macs", costs):
         TOLD.say(f"  {sentence}")
     return found
 
