@@ -152,6 +152,7 @@ def test_search_on_labels_beyond_the_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_search_on_evaluation_images_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "evaluation", 24)  # the first of those that are calibrated on
     with pytest.raises(
         ImagesError, match=r"24 of the 24 \[evaluation\] images.*a method's search learns from"
     ):

@@ -73,8 +73,8 @@ def slim_model(
                 means = _mlp_means(dense, plan, _require(images, "folding what cut neurons add"), progress)
             return _select(dense, plan, means)
         case "closed-form":
+            _refuse_refit(dense)
             given = _require(images, 'slim.recover = "closed-form"')
-            require_closed_form(dense, given)
             _check_enough(dense, plan, given)
             return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
 
@@ -143,22 +143,21 @@ def require_closed_form(dense: SlimViT, images: Images) -> None:
         PlanError: a model that merges tokens already, or lacks channels of its stream.
         ImagesError: too few images.
     """
-    _refuse_merged(dense)
-    _refuse_narrow(dense)
+    _refuse_refit(dense)
     _check_enough(dense, keep_all(read_anatomy(dense.arch)), images)
 
 
-def _refuse_merged(dense: SlimViT) -> None:
-    """Refuse a model that merges tokens already: the stream that the closed form aims at merges none."""
+def _refuse_refit(dense: SlimViT) -> None:
+    """Refuse the closed form of a model that merges tokens already, or lacks channels of its stream.
+
+    The stream that it aims at merges no tokens, and where norms are in the weights behind them a fit would
+    lose the bias of its keys.
+    """
     if dense.arch.merged or any(block.merged for block in dense.arch.blocks):
         raise PlanError(
             'slim.recover: expected "none" for a model that already merges tokens, got "closed-form". Make'
             " both cuts at once, from the model that this one came from; then the closed form repairs both."
         )
-
-
-def _refuse_narrow(dense: SlimViT) -> None:
-    """Refuse a model whose norms are in the weights behind them: a fit would lose the bias of its keys."""
     if any(block.full is not None for block in dense.arch.blocks):
         raise PlanError(
             'slim.recover: expected "none" for a model that lacks channels of its stream, got "closed-form".'
