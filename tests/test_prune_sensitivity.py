@@ -35,17 +35,18 @@ def measure(model: SlimViT, grid: Grid = GRID) -> Sensitivity:
     return measure_sensitivity(model, batches(images_of(model)), grid, None, silent)
 
 
-def test_cut_of_the_last_neurons_costs_what_slimming_makes_of_it() -> None:
+def test_cut_of_the_last_neurons_costs_what_slimming_makes_of_it_on_images_that_it_has_not_seen() -> None:
     model = toy_model()
     found = measure(model).curve(2, "hidden")
     assert found is not None
     plan = toy_plan(model, Counts(hidden=[40, 40, 20]))
-    slim = slim_closed_form(model, plan, batches(images_of(model)), ClosedForm(), silent)
+    images = images_of(model)
+    slim = slim_closed_form(model, plan, batches(images[:32]), ClosedForm(), silent)
 
-    expected = joint_kl(model, slim, batches(images_of(model))())
+    expected = joint_kl(model, slim, batches(images[32:])())
 
     assert found.counts == (30, 20)
-    assert found.at(20) == pytest.approx(expected, rel=1e-3)
+    assert found.at(20) == pytest.approx(expected, rel=2e-2)  # mean weights are those of all images
     assert 0 < found.at(30) < found.at(20)
 
 
