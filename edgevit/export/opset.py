@@ -32,7 +32,7 @@ _AXES_WERE_ATTRIBUTE = {
 _SHAPE_HAS_ENDS = 15
 # Their forms since opset 13 take more types, or attributes that are looked at one by one.
 _ONLY_WIDENED = {
-    "Add", "Sub", "Mul", "Div", "Pow", "Identity", "Where", "Reshape", "Shape",
+    "Add", "Sub", "Mul", "Div", "Pow", "Relu", "Identity", "Where", "Reshape", "Shape",
     "GreaterOrEqual", "LessOrEqual", "ScatterElements", "ScatterND",
 }  # fmt: skip
 
