@@ -58,11 +58,11 @@ class Case:
 
 _TUNE = """\
 [tune]
-images = {trained}
-epochs = %d
+images = %s
+epochs = 3
 batch = 64
-lr = %g
-hidden_states = 10.0
+lr = 2e-4
+hidden_states = 40.0
 temperature = 4.0
 least_area = 0.8
 """
@@ -78,7 +78,7 @@ train = "gates"
 gate_lr = 2e-2
 search = {{ images = {gated}, batch = 64 }}
 """,
-        _TUNE % (2, 1e-4),
+        _TUNE % "{after_gates}",
         0.5,
     ),
     "intra-head": Case(
@@ -90,7 +90,7 @@ macs = 0.538
 weights = "pretrained"
 search = {{ images = {searched}, batch = 64 }}
 """,
-        _TUNE % (2, 1e-4),
+        _TUNE % "{after_search}",
         0.7,
         46.2,
     ),
@@ -107,7 +107,7 @@ method = "token-channels"
 hidden_drop = 0.5
 keep_first = false
 """,
-        _TUNE % (3, 1e-4),
+        _TUNE % "{trained}",
         0.5,
     ),
     "deep": Case(
@@ -123,7 +123,7 @@ method = "token-channels"
 hidden = 256
 keep_first = false
 """,
-        _TUNE % (3, 2e-4),
+        _TUNE % "{trained}",
         1.2,
     ),
 }
@@ -149,6 +149,8 @@ def recipe_text(key: str, *, quick: bool) -> str:
         "gated": 128 if quick else 5_000,  # frozen weights: gates settle in fewer steps
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
+        "after_gates": 128 if quick else 38_000,  # search and training together: three epochs at most
+        "after_search": 128 if quick else 33_000,
     }
     text = HEAD + case.method + case.tune
     return text.format(case=key, data=DATA, bench=BENCH, **counts)
