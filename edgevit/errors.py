@@ -1,4 +1,4 @@
-"""Everything a user can cause, as exceptions; `cli.py` prints them and exits with `exit_code`.
+"""Everything a user can cause, as exceptions; `cli/` prints them and exits with `exit_code`.
 
     EdgevitError                    exit code 1: anything else
     ├── RecipeError                 2: recipe, target or set file; says the file and the dotted key

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: one call per step; `cli.py` turns the calls into bars."""
+"""How long work tells how far it is: one call per step; `cli/` turns the calls into bars."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ from typer.testing import CliRunner
 
 from edgevit import __version__
 from edgevit.bars import Bars
-from edgevit.cli import _show_times, _threads, app
+from edgevit.cli import app
+from edgevit.cli.build import _threads
+from edgevit.cli.measure import _show_times
 from edgevit.pipeline.timing import choose_artefacts, time_here
 from edgevit.progress import silent
 from edgevit.recipe import Recipe
