@@ -115,7 +115,8 @@ def _plan_line(kind: Kind, anatomy: Anatomy) -> str:
     dense = [int(getattr(block, kind)) for block in anatomy.blocks]
     there = str(dense[0]) if len(set(dense)) == 1 else ", ".join(map(str, dense))
     cut = kind in _CUT
-    kept = [_three_quarters(count) if cut else count for count in dense]
+    together = anatomy.together.get(kind, 1)
+    kept = [together * _three_quarters(count // together) if cut else count for count in dense]
     value = kept[0] if len(set(kept)) == 1 else kept
     return f"{'' if cut else '# '}{kind} = {value}  # of {there}: {_WHAT[kind]}"
 

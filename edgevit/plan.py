@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from edgevit.errors import PlanError
@@ -116,7 +116,8 @@ class BlockAnatomy:
 class Anatomy:
     """What can be cut in a model, read from it.
 
-    `refused` gives, for each kind of cut that this model cannot take, the reason.
+    `refused` gives, for each kind of cut that this model cannot take, the reason; `together`, for each kind
+    whose parts only go several at a time, how many.
     """
 
     blocks: tuple[BlockAnatomy, ...]
@@ -124,6 +125,7 @@ class Anatomy:
     prefix: int
     read_tokens: int | None  # leading tokens that the head reads; None: all
     refused: dict[Kind, str]
+    together: dict[Kind, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,13 +196,30 @@ def _column(
         problems.append(f"plan.{kind}: {anatomy.refused[kind]}")
         return dense
     found = [
-        None
-        if 1 <= value <= most
-        else f"has {most}; expected 1..{most}, got {value}. Give {most} to keep all."
+        wrong_count(value, most, anatomy.together.get(kind, 1))
         for value, most in zip(values, dense, strict=True)
     ]
     problems += _name_blocks(kind, found)
     return values
+
+
+def wrong_count(value: int, most: int, together: int = 1) -> str | None:
+    """Say what is wrong with a keep count of one block; None where nothing is.
+
+    Args:
+        value: how many are to be kept.
+        most: how many there are.
+        together: how many go at a time.
+    """
+    if not 1 <= value <= most:
+        return f"has {most}; expected 1..{most}, got {value}. Give {most} to keep all."
+    if value % together:
+        lower, upper = value - value % together, value - value % together + together
+        near = f"{lower} or {upper}" if lower else str(upper)
+        return (
+            f"has parts that go {together} at a time; expected a multiple of that, got {value}. Give {near}."
+        )
+    return None
 
 
 def _name_blocks(kind: Kind, found: Sequence[str | None]) -> list[str]:

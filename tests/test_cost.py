@@ -41,6 +41,7 @@ PLANS: dict[str, tuple[Counts, bool]] = {
     "dims of four blocks": (Counts(heads=[2, 1, 4, 3], qk_dim=[8, 5, 1, 8], hidden=[64, 9, 128, 11]), False),
     "heads": (Counts(heads=2, hidden=9), False),
     "QK": (Counts(qk_dim=[8, 5, 1]), False),
+    "pairs": (Counts(heads=2, qk_dim=[8, 6, 2], hidden=9), False),
     "merges": (Counts(tokens=[14, 9, 9]), False),
     "dead": (Counts(), True),
     "merges and dead": (Counts(heads=2, hidden=16, tokens=[13, 10, 10]), True),
@@ -53,7 +54,7 @@ def _plan_for(arch: Arch) -> str:
     if arch.blocks[0].window is not None:
         return "dims of four blocks"
     if arch.rotary:
-        return "heads"
+        return "pairs"
     if arch.tokenizer is not None:
         return "heads" if len(arch.blocks) == 2 else "merges"
     return "merges" if arch.read_tokens is None else "merges and dead"

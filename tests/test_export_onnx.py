@@ -338,7 +338,7 @@ def test_export_of_rotary_positions_has_the_outputs_and_dims(
     tmp_path: Path, opset: int, batch: int | None
 ) -> None:
     path, dense = tmp_path / "model.onnx", toy_dino()
-    plan = toy_plan(dense, Counts(heads=2, hidden=32), dead_tokens=True)
+    plan = toy_plan(dense, Counts(heads=2, qk_dim=[8, 6, 4], hidden=32), dead_tokens=True)
     model = slim_by_selection(dense, plan)
     export_onnx(model, path, ExportOptions(opset=opset, batch=batch))
     check_dims(path, model.arch)

@@ -73,10 +73,11 @@ def test_rotation_depends_on_the_place_of_a_patch() -> None:
     torch.testing.assert_close(model(moved), model(image), rtol=1e-5, atol=1e-5)
 
 
-def test_anatomy_of_rotary_positions_refuses_qk_dims_and_tokens_with_the_reason() -> None:
+def test_anatomy_of_rotary_positions_refuses_tokens_and_has_qk_dims_two_at_a_time() -> None:
     anatomy = read_anatomy(toy_dino().arch)
-    assert list(anatomy.refused) == ["qk_dim", "tokens"]
-    assert all("rotary positions" in reason for reason in anatomy.refused.values())
+    assert list(anatomy.refused) == ["tokens"]
+    assert "rotary positions" in anatomy.refused["tokens"]
+    assert anatomy.together == {"qk_dim": 2}
     assert anatomy.read_tokens == 1
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
+from toy_dinos import toy_dino
 from toy_vits import ARCH, noise_images, toy_model, toy_plan
 
 from edgevit.errors import PlanError
@@ -136,6 +137,23 @@ def test_named_heads_are_the_ones_that_are_scored() -> None:
     plan = decide(HALF, dataclasses.replace(ALL, blocks=(block,) * 3))
     assert first.kept.qk is not None
     assert plan.blocks[1].kept.qk == (first.kept.qk[0], first.kept.qk[2])
+
+
+@pytest.mark.parametrize("sets", ["two", "one"])
+def test_rotary_dims_go_in_pairs_the_same_in_all_heads(sets: Literal["two", "one"]) -> None:
+    dense = toy_dino()
+    dead = [row for row in range(24) if row % 8 in (1, 3, 5, 7)]  # dims j and j + 4 are turned together
+    for block in dense.blocks:
+        for layer in (block.attn.q, block.attn.k, block.attn.v):
+            layer.weight[dead] = 0
+        block.attn.proj.weight[:, dead] = 0
+    options = CoupledDims(
+        method="coupled-dims", qk_drop=0.5, vo_drop=0.5, keep_first=False, score="l2", sets=sets
+    )
+    plan = coupled_dims(dense, toy_plan(dense, Counts()), options)
+    assert {block.kept.qk for block in plan.blocks} == {((0, 2, 4, 6),) * 3}
+    image = noise_images(3, dense.arch)
+    torch.testing.assert_close(slim_by_selection(dense, plan)(image), dense(image), rtol=1e-5, atol=1e-5)
 
 
 def test_qk_norm_refuses_qk_and_takes_vo() -> None:

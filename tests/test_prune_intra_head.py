@@ -81,10 +81,8 @@ def test_budget_that_no_plan_reaches_names_the_smallest() -> None:
     assert share(model, decided(model, macs=least)) <= least
 
 
-@pytest.mark.parametrize(
-    "model", [toy_model(dataclasses.replace(ARCH, qk_norm=True)), toy_dino()], ids=["qk-norm", "rotary"]
-)
-def test_model_whose_qk_dims_stay_is_cut_elsewhere(model: SlimViT) -> None:
+def test_model_whose_qk_dims_stay_is_cut_elsewhere() -> None:
+    model = toy_model(dataclasses.replace(ARCH, qk_norm=True))
     plan = decided(model, vo_drop=0.5, hidden_drop=0.5)
     hidden = model.arch.blocks[0].hidden // 2
     assert {(block.qk_dim, block.vo_dim, block.hidden) for block in plan.blocks} == {(8, 4, hidden)}
@@ -104,6 +102,42 @@ def test_shares_keep_the_dims_of_the_highest_scores() -> None:
     assert 1 in plan.blocks[0].kept.qk[1]
     assert 7 in plan.blocks[0].kept.qk[2]
     assert plan.blocks[0].kept.vo is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"qk_drop": 0.25}, {"macs": 0.85, "align": 1}, {"macs": 0.8, "align": 3}]
+)
+def test_rotary_dims_go_in_pairs_the_same_in_all_heads(options: dict[str, float]) -> None:
+    wide = dataclasses.replace(toy_dino().arch.blocks[0], qk_dim=24)
+    model = toy_model(dataclasses.replace(toy_dino().arch, blocks=(wide,) * 3))
+    scores = {name: torch.ones_like(value) for name, value in group_scores(model).items()}
+    for index in range(3):
+        scores[f"blocks.{index}.qk"][:, [3, 15]] = 0.01
+        scores[f"blocks.{index}.qk"][0, 7] = 0.001  # one dim of one head is no pair
+    given = IntraHead.model_validate({"method": "intra-head", "align": 1} | options)
+    plan = intra_head(model, toy_plan(model, Counts()), given, scores)
+    for block in plan.blocks:
+        assert block.qk_dim < 24
+        assert block.qk_dim % 2 == 0
+        assert block.kept.qk is not None
+        (dims,) = set(block.kept.qk)
+        assert {(dim + 12) % 24 for dim in dims} == set(dims)
+        assert 3 not in dims
+    if "macs" in options:
+        assert options["macs"] - 0.02 < share(model, plan) <= options["macs"]
+
+
+def test_zeros_of_rotary_dims_go_where_a_pair_is_zero_in_all_heads() -> None:
+    model = toy_dino()
+    for block in model.blocks:
+        block.attn.q.weight[[row for row in range(24) if row % 8 in (1, 5)]] = 0
+        block.attn.k.weight[[row for row in range(24) if row % 8 in (2, 6)]] = 0
+        block.attn.k.weight[3] = 0  # its partner and the other heads' are not
+    plan = decided(model, zeros=True)
+    assert {(block.qk_dim, block.kept.qk) for block in plan.blocks} == {(4, ((0, 3, 4, 7),) * 3)}
+    image = noise_images(3, model.arch)
+    torch.testing.assert_close(slim_by_selection(model, plan)(image), model(image), rtol=1e-5, atol=1e-5)
+    assert {block.qk_dim for block in decided(model, zeros=True, align=3).blocks} == {6}
 
 
 def _with_zeros(model: SlimViT) -> SlimViT:

@@ -56,3 +56,14 @@ def test_keep_counts_of_a_refused_cut_gives_the_reason() -> None:
     anatomy = read_anatomy(dataclasses.replace(ARCH, qk_norm=True))
     with pytest.raises(PlanError, match=r"^qk_drop: this model normalises queries and keys"):
         keep_counts(anatomy, [Schedule("qk_dim", "qk_drop", None, 0.5)])
+
+
+def test_keep_counts_of_parts_that_go_together_are_whole() -> None:
+    pairs = dataclasses.replace(DENSE, together={"qk_dim": 2})
+    shares = Schedule("qk_dim", "qk_drop", None, (0.4, 0.99, 0.2), align=3)
+    assert keep_counts(pairs, [shares]) == [(6, 6, 6)]
+    assert keep_counts(pairs, [dataclasses.replace(shares, align=1)]) == [(4, 2, 6)]
+    with pytest.raises(
+        PlanError, match=r"qk_dim: blocks\.1 .* expected a multiple of that, got 1\. Give 2\."
+    ):
+        keep_counts(pairs, [Schedule("qk_dim", "qk_drop", (8, 1, 4), None)])

@@ -181,6 +181,13 @@ def test_inputs_and_neurons_are_cut_together() -> None:
     assert plan.blocks[1].kept.hidden == decide().blocks[1].kept.hidden
 
 
+def test_inputs_of_a_stream_that_loses_channels_are_refused() -> None:
+    plan = dataclasses.replace(toy_plan(toy_model(), Counts()), channels=(tuple(range(12)),))
+    options = TokenChannels(method="token-channels", inputs_drop=0.5)
+    with pytest.raises(PlanError, match=r"inputs_drop: the plan so far cuts channels of the stream"):
+        token_channels(toy_model(), plan, options, [], lambda seen: None)
+
+
 def test_inputs_with_a_schedule_of_another_length_are_refused() -> None:
     with pytest.raises(PlanError, match=r"^inputs_drop: expected one number or 3 \(one per block\), got 2"):
         decide(TokenChannels(method="token-channels", inputs_drop=(0.5, 0.5)))

@@ -10,6 +10,8 @@ from edgevit.slim.closed_form import (
     RIDGE,
     eliminate_heads,
     eliminate_neurons,
+    order_pairs,
+    pair_errors,
     reduce_qk,
     reduce_vo,
     refit,
@@ -229,3 +231,34 @@ def test_refit_with_a_strong_pull_stays_at_the_start() -> None:
     start = _random(4, 6, seed=8)
     found = refit(_cov(_correlated(80, 6)), _random(4, 6), start, 1e9)
     assert_close(found, start, 1e-6)
+
+
+def test_pairs_go_by_what_the_logits_miss_without_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=generator)
+    squares, covariances = factors[0] @ factors[0].mT, factors[1] @ factors[1].mT
+
+    def missed(pairs: tuple[int, ...]) -> float:
+        gone = [*pairs, *(pair + 4 for pair in pairs)]
+        return float((squares * covariances)[:, gone][:, :, gone].sum())
+
+    found = order_pairs(squares, covariances)
+    left: tuple[int, ...] = ()
+    for pair, loss in zip(found.order, found.losses, strict=True):
+        best = min({0, 1, 2, 3} - set(left), key=lambda other: missed((*left, other)))
+        assert pair == best
+        assert loss == pytest.approx(missed((*left, pair)) - missed(left))
+        left = (*left, pair)
+    errors = pair_errors(squares, covariances).tolist()
+    assert errors[0::2] == pytest.approx([missed(left[:count]) for count in (4, 3, 2, 1, 0)])
+    assert errors[1::2] == errors[0:8:2]
+
+
+def test_errors_of_pairs_are_those_of_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 400, 8, dtype=torch.float64, generator=generator)
+    k = k - k.mean(dim=1, keepdim=True)
+    first = order_pairs(q.mT @ q / 400, k.mT @ k / 400).order[0]
+    gone = [first, first + 4]
+    error = (q[..., gone] @ k[..., gone].mT).square().mean()
+    assert float(pair_errors(q.mT @ q / 400, k.mT @ k / 400)[6]) == pytest.approx(float(error))

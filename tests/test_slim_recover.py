@@ -206,9 +206,19 @@ def test_closed_form_of_rotary_positions_reproduces_the_model_and_beats_selectio
     same = _fit(dense, Counts())
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(same.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    counts = Counts(heads=[3, 2, 2], vo_dim=5, hidden=[96, 32, 32])
+    counts = Counts(heads=[3, 2, 2], qk_dim=[8, 8, 6], vo_dim=5, hidden=[96, 32, 32])
     selected = slim_by_selection(dense, toy_plan(dense, counts))
     assert _error(_fit(dense, counts), dense) < 0.6 * _error(selected, dense)
+
+
+def test_closed_form_of_rotary_pairs_that_are_nothing_leaves_the_outputs() -> None:
+    dense = toy_dino()
+    for block in dense.blocks:
+        block.attn.q.weight[[row for row in range(24) if row % 8 in (1, 2, 5, 6)]] = 0
+    slim = _fit(dense, Counts(qk_dim=4))
+    assert slim.blocks[0].attn.q.weight.shape == (12, 24)
+    image = noise_images(3, dense.arch)
+    torch.testing.assert_close(slim(image), dense(image), rtol=1e-3, atol=1e-3)
 
 
 def test_closed_form_with_merges_and_dead_tokens_beats_selection() -> None:

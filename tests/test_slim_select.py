@@ -201,6 +201,31 @@ def test_selection_of_rotary_heads_by_index_is_exact_against_a_mask() -> None:
     assert_equal_outputs(slim, masked)
 
 
+PAIRS = (0, 2, 4, 6)  # dims j and j + 4 are turned by one angle
+
+
+def test_selection_of_rotary_pairs_by_index_is_exact_against_a_mask() -> None:
+    dense = toy_dino()
+    plan = Plan((BlockPlan(3, 4, 8, 96, 21, Kept(qk=(PAIRS,) * 3)),) * 3)
+    masked = toy_dino()
+    for block in masked.blocks:
+        block.attn.k.weight[[row for row in range(24) if row % 8 not in PAIRS]] = 0
+    slim = slim_by_selection(dense, plan)
+    assert_equal_outputs(slim, masked)
+    assert (slim(noise_images(3, dense.arch)) - dense(noise_images(3, dense.arch))).abs().max() > 1e-3
+
+
+def test_selection_of_rotary_dims_without_indices_keeps_whole_pairs() -> None:
+    dense = toy_dino()
+    for block in dense.blocks:
+        block.attn.k.weight[[row for row in range(24) if row % 8 not in PAIRS]] = 0
+    assert_equal_outputs(slim_by_selection(dense, toy_plan(dense, Counts(qk_dim=4))), dense)
+    with pytest.raises(
+        PlanError, match=r"plan\.qk_dim: every block has parts that go 2 at a time.*Give 4 or 6"
+    ):
+        toy_plan(dense, Counts(qk_dim=5))
+
+
 def test_plan_that_takes_tokens_from_a_swin_is_refused_with_the_reason() -> None:
     with pytest.raises(PlanError, match=r"plan.tokens: this model attends inside windows of a grid"):
         toy_plan(toy_swin(), Counts(tokens=[64, 60, 16, 16]))

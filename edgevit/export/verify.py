@@ -131,8 +131,8 @@ def _masks(graph: onnx.GraphProto, arch: Arch) -> Iterator[str]:
     in single operators, below opset 17 or because channels of their stream were cut; no other weight has one
     dim. What neurons are worth is one for each of them, and ranks where nothing but a TopK reads the product.
     """
-    counts = {count for block in arch.blocks for count in (block.tokens_in, block.queries)}
-    angles = {(count, arch.blocks[0].qk_dim) for count in counts} if arch.rotary else set()
+    turning = arch.blocks if arch.rotary else ()
+    angles = {(count, block.qk_dim) for block in turning for count in (block.tokens_in, block.queries)}
     norms = {
         name for name, dims in promised_dims(arch).items() if name.endswith(".weight") and len(dims) == 1
     }

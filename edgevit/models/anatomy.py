@@ -18,13 +18,9 @@ def read_anatomy(arch: Arch) -> Anatomy:
             "would see other statistics, so QK dims stay. Cut vo_dim, hidden, heads or tokens."
         )
     if arch.rotary:
-        refused["qk_dim"] = (
-            "this model turns pairs of QK dims by the token's place (rotary positions): a basis of fewer "
-            "dims would mix what is turned by different angles, so QK dims stay. Cut heads, vo_dim or hidden."
-        )
         refused["tokens"] = (
             "this model turns queries and keys by the token's place (rotary positions), and a merged token "
-            "has no place, so tokens stay. Cut heads, vo_dim or hidden."
+            "has no place, so tokens stay. Cut heads, qk_dim, vo_dim or hidden."
         )
     if any(block.window is not None for block in arch.blocks):
         refused["tokens"] = (
@@ -37,7 +33,8 @@ def read_anatomy(arch: Arch) -> Anatomy:
         BlockAnatomy(b.heads, b.qk_dim, b.vo_dim, b.hidden, count, b.choice, b.per_image, b.mlp_inputs)
         for b, count in zip(arch.blocks, tokens, strict=True)
     )
-    return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused)
+    together: dict[Kind, int] = {"qk_dim": 2} if arch.rotary else {}
+    return Anatomy(blocks, arch.embed, arch.prefix, arch.read_tokens, refused, together)
 
 
 def slim_arch(arch: Arch, plan: Plan) -> Arch:

@@ -17,6 +17,7 @@ from edgevit.methods import CoupledDims, Coupling, Score
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimViT
+from edgevit.models.rotary import best_pairs
 from edgevit.plan import BlockPlan, Indices, Plan
 from edgevit.prune.rank import highest
 from edgevit.prune.schedule import Schedule, keep_counts
@@ -39,10 +40,11 @@ def coupled_dims(model: SlimViT, plan: Plan, options: CoupledDims) -> Plan:
 
     Reference: Moon et al. 2026, ToaSt, arXiv:2602.15720, structured coupled weight pruning; two index sets
         as in the authors' code, one as in the paper's algorithm.
-    Differs: `SlimViT` has LayerScale folded into the output projection, so the columns of O are scored with
-        it; the paper's models have none. It has no key bias, and the value bias is part of the projection's:
-        the published score reads weights only and the published masks leave biases alone, so neither changes
-        anything.
+    Differs: where positions turn pairs of dims (rotary), pairs go, the same in all heads, by their summed
+        scores; the paper has no such models. `SlimViT` has LayerScale folded into the output projection, so
+        the columns of O are scored with it; the paper's models have none. It has no key bias, and the value
+        bias is part of the projection's: the published score reads weights only and the published masks leave
+        biases alone, so neither changes anything.
     """
     keep = options.keep_first, options.align
     qk = Schedule("qk_dim", "qk_drop", options.qk_dim, options.qk_drop, *keep)
@@ -78,20 +80,24 @@ def _decide(
         chosen = tuple(highest(head_norms(attention), block.heads).tolist())
     heads = torch.arange(attention.heads) if chosen is None else torch.tensor(chosen)
     qk, vo = score_dims(attention, heads, options.score, options.coupling)
+    turned = attention.rotary is not None
     if options.sets == "one":
         qk = vo = (qk + vo) / 2
     kept = dataclasses.replace(
         block.kept,
         heads=chosen,
-        qk=_sets(qk, counts[0]) if cut_qk else block.kept.qk,
-        vo=_sets(vo, counts[1]) if cut_vo else block.kept.vo,
+        qk=_sets(qk, counts[0], in_pairs=turned) if cut_qk else block.kept.qk,
+        vo=_sets(vo, counts[1], in_pairs=turned and options.sets == "one") if cut_vo else block.kept.vo,
     )
     qk_dim = counts[0] if cut_qk else block.qk_dim
     vo_dim = counts[1] if cut_vo else block.vo_dim
     return dataclasses.replace(block, qk_dim=qk_dim, vo_dim=vo_dim, kept=kept)
 
 
-def _sets(scores: Tensor, keep: int) -> tuple[Indices, ...]:
+def _sets(scores: Tensor, keep: int, *, in_pairs: bool) -> tuple[Indices, ...]:
+    """Return the dims that stay, one set a head; pairs are the same in all."""
+    if in_pairs:
+        return (tuple(best_pairs(scores, keep).tolist()),) * len(scores)
     return tuple(tuple(row) for row in highest(scores, keep).tolist())
 
 

@@ -25,6 +25,7 @@ from edgevit.models.group_scores import Scores
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import read_relations
+from edgevit.models.rotary import best_pairs, pair_scores
 from edgevit.plan import BlockPlan, Indices, Kept, Plan
 from edgevit.prune.channel_choice import channels_kept
 from edgevit.prune.counts import aligned, smallest
@@ -48,13 +49,26 @@ class Site:
     """Float64 [H, K] or [1, F]; 0 for what earlier methods cut."""
     most: int
     """Dims per head, or neurons, that there are to keep."""
+    turned: bool = False
+    """Whether dims go in pairs, the same in all heads (rotary positions)."""
+
+    def align(self, multiple: int) -> int:
+        """Return of what a count that is to be a multiple has to be one here."""
+        return math.lcm(multiple, 2) if self.turned else multiple
+
+    def sets(self, count: int) -> tuple[Indices, ...]:
+        """Return the `count` units that stay of each head, those of the highest scores."""
+        if self.turned:
+            return (tuple(best_pairs(self.scores, count).tolist()),) * len(self.scores)
+        return tuple(tuple(row) for row in highest(self.scores, count).tolist())
 
 
 def intra_head(model: SlimViT, plan: Plan, options: IntraHead, scores: Scores) -> Plan:
     """Choose the QK and VO dims and the neurons that stay; each head of a block keeps as many dims.
 
-    A model whose QK dims cannot be cut (qk-norm, rotary positions) keeps them, and a block whose neurons each
-    image chooses keeps those; the rest is cut.
+    A model whose QK dims cannot be cut (qk-norm) keeps them, and a block whose neurons each image chooses
+    keeps those; the rest is cut. Where positions turn pairs of QK dims (rotary), pairs go, the same in all
+    heads.
 
     Args:
         model: the model that is slimmed; its weights name heads, channels and zeros, its dims count MACs.
@@ -116,12 +130,12 @@ def _cut_channels(model: SlimViT, plan: Plan, options: IntraHead) -> Plan:
 
 
 def _sites(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Scores) -> list[Site]:
-    qk_stays = "qk_dim" in read_anatomy(arch).refused
+    qk_stays, turned = "qk_dim" in read_anatomy(arch).refused, arch.rotary
     sites = []
     for index, (block, kept) in enumerate(zip(plan.blocks, heads, strict=True)):
         qk, vo, hidden = (scores[f"blocks.{index}.{part}"].double() for part in ("qk", "vo", "hidden"))
         if not qk_stays:
-            sites.append(Site(index, "qk", _left(qk[kept], block.kept.qk), block.qk_dim))
+            sites.append(Site(index, "qk", _left(qk[kept], block.kept.qk), block.qk_dim, turned))
         sites.append(Site(index, "vo", _left(vo[kept], block.kept.vo), block.vo_dim))
         if block.per_image is None:  # else each image chooses among all of them
             before = None if block.kept.hidden is None else (block.kept.hidden,)
@@ -144,7 +158,10 @@ def worth(site: Site) -> Tensor:
 
     In units of the site's mean: layers differ in the size of their weights more than in what they matter.
     """
-    ranked = site.scores.sort(dim=1, descending=True).values[:, : site.most].mean(dim=0)
+    scores = site.scores
+    if site.turned:  # both dims of a pair are worth half of what it is in all heads
+        scores = pair_scores(scores).repeat_interleave(2).unsqueeze(0) / (2 * len(scores))
+    ranked = scores.sort(dim=1, descending=True).values[:, : site.most].mean(dim=0)
     return ranked / ranked.mean().clamp_min(torch.finfo(ranked.dtype).tiny)
 
 
@@ -163,7 +180,7 @@ def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: I
     """Keep the units above one threshold for all sites, as low as the MACs allow, and fill up the rest."""
     assert options.macs is not None
     allowed = options.macs * model_cost(model.arch).total.macs
-    counts = [aligned(_FLOORS[site.part], options.align, site.most) for site in sites]
+    counts = [aligned(_FLOORS[site.part], site.align(options.align), site.most) for site in sites]
 
     def macs(steps: Sequence[_Step]) -> int:
         kept = list(counts)
@@ -188,9 +205,9 @@ def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: I
 
 def _steps(sites: Sequence[Site], start: Sequence[int], align: int) -> Iterator[_Step]:
     for index, (site, first) in enumerate(zip(sites, start, strict=True)):
-        value = worth(site)
-        for below in range(first, site.most, align):
-            count = min(site.most, below + align)
+        value, step = worth(site), site.align(align)
+        for below in range(first, site.most, step):
+            count = min(site.most, below + step)
             yield _Step(index, count, float(value[below:count].mean()))
 
 
@@ -211,9 +228,12 @@ def _without_zeros(model: SlimViT, sites: Sequence[Site], heads: Sequence[Tensor
     counts = []
     for site in sites:
         group = relations.group_of(f"blocks.{site.block}.{site.part}")
-        gone = deletable_units(group, zero_dims(model, group)).view(group.parts, -1)
-        live = gone.logical_not() if site.part == "hidden" else gone.logical_not()[heads[site.block]]
-        counts.append(min(site.most, aligned_count(live & (site.scores > 0), align)))
+        live = deletable_units(group, zero_dims(model, group)).logical_not().view(group.parts, -1)
+        if site.turned:
+            live = live.repeat(1, 2)  # a unit is a pair, in all heads
+        elif site.part != "hidden":
+            live = live[heads[site.block]]
+        counts.append(min(site.most, aligned_count(live & (site.scores > 0), site.align(align))))
     return counts
 
 
@@ -258,8 +278,8 @@ def _write(plan: Plan, sites: Sequence[Site], counts: Sequence[int]) -> Plan:
         if count == site.most:
             continue
         block = blocks[site.block]
-        sets = tuple(tuple(row) for row in highest(site.scores, count).tolist())
-        blocks[site.block] = dataclasses.replace(block, kept=_keep(block.kept, site.part, sets))
+        kept = _keep(block.kept, site.part, site.sets(count))
+        blocks[site.block] = dataclasses.replace(block, kept=kept)
     return dataclasses.replace(plan, blocks=tuple(blocks))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevit.errors import PlanError
-from edgevit.plan import Anatomy, Kind
+from edgevit.plan import Anatomy, Kind, wrong_count
 from edgevit.prune.counts import aligned, remaining
 
 
@@ -28,10 +29,11 @@ class Schedule:
 def keep_counts(anatomy: Anatomy, schedules: Sequence[Schedule]) -> list[tuple[int, ...]]:
     """Return, for each schedule, how many remain in each block.
 
-    Shares are cut as published: what remains is rounded down, but at least 1.
+    Shares are cut as published: what remains is rounded down, but at least 1; where parts only go several at
+    a time, whole such groups remain.
 
     Raises:
-        PlanError: lists of another length, counts that a block does not have, or a cut that this model cannot
+        PlanError: lists of another length, counts that a block cannot have, or a cut that this model cannot
             take; every problem begins with the option's name.
     """
     problems: list[str] = []
@@ -52,7 +54,7 @@ def shared_counts(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]
     problem = _wrong_length(schedule.drop_key, schedule.drop, len(dense))
     if problem:
         raise PlanError(problem)
-    return _from_drop(dense, schedule)
+    return _from_drop(dense, schedule, 1)
 
 
 def _wrong_length(key: str, given: object, blocks: int) -> str | None:
@@ -74,12 +76,10 @@ def _counts(anatomy: Anatomy, schedule: Schedule, problems: list[str]) -> tuple[
     if wrong:
         problems.append(wrong)
         return dense
-    counts = _from_drop(dense, schedule) if schedule.count is None else _from_count(dense, schedule)
-    problems += [
-        f"{key}: blocks.{index} has {most}; expected 1..{most}, got {count}. Give {most} to keep all."
-        for index, (count, most) in enumerate(zip(counts, dense, strict=True))
-        if count > most
-    ]
+    together = anatomy.together.get(schedule.kind, 1)
+    counts = _from_drop(dense, schedule, together) if schedule.count is None else _from_count(dense, schedule)
+    found = [wrong_count(count, most, together) for count, most in zip(counts, dense, strict=True)]
+    problems += [f"{key}: blocks.{index} {text}" for index, text in enumerate(found) if text is not None]
     return counts
 
 
@@ -91,12 +91,13 @@ def _from_count(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
     return (dense[0], *counts[1:]) if schedule.keep_first else counts
 
 
-def _from_drop(dense: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
+def _from_drop(dense: tuple[int, ...], schedule: Schedule, together: int) -> tuple[int, ...]:
     drops = schedule.drop
     if not isinstance(drops, tuple):
         assert drops is not None
         drops = (0.0 if schedule.keep_first else drops, *(drops,) * (len(dense) - 1))
+    align = math.lcm(schedule.align, together)
     return tuple(
-        aligned(remaining(width, drop), schedule.align, width)
+        aligned(together * remaining(width // together, drop), align, width)
         for width, drop in zip(dense, drops, strict=True)
     )

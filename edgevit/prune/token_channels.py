@@ -50,6 +50,11 @@ def token_channels(
         place of a random few; no weights by attention maps. Before fc1 the norm still sees every channel and
         the residual stream keeps them, as in the paper; the authors' code cuts both.
     """
+    if options.inputs_drop is not None and plan.channels is not None:
+        raise PlanError(
+            "inputs_drop: the plan so far cuts channels of the stream, and the MLPs have to read all that are"
+            " left. Take this key out, or embed_drop."
+        )
     widths = [(block.mlp.fc1.out_features, block.mlp.fc1.in_features) for block in model.blocks]
     hidden, inputs = _counts(model, options, tuple(width for _, width in widths))
     if options.class_weight is not None and not model.arch.prefix:

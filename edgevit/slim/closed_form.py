@@ -89,6 +89,37 @@ def reduce_qk(query_square: Tensor, key_covariance: Tensor, rank: int) -> tuple[
     return scale * left.mT[..., :rank, :] @ inverse_q, scale * right[..., :rank, :] @ inverse_k
 
 
+def order_pairs(query_square: Tensor, key_covariance: Tensor) -> Elimination:
+    """Remove pairs of QK dims (j, j + K / 2) one after the other, each time the one that logits miss least.
+
+    For models whose positions turn the pairs by angles of their own: they cannot be mixed, so a pair goes
+    from all heads or stays as it is. Without the dims D the mean squared error of a head's logits is the sum
+    of E[q qᵀ] Cov(k), element by element, over D x D.
+
+    Args:
+        query_square: E[q qᵀ] of each head's turned queries, [H, K, K].
+        key_covariance: Cov(k) of each head's turned keys, [H, K, K].
+    """
+    half = query_square.shape[1] // 2
+    products = (query_square * key_covariance).sum(dim=0)  # [K, K]
+    of_pairs = products.unflatten(1, (2, half)).unflatten(0, (2, half)).sum(dim=(0, 2))  # [K / 2, K / 2]
+    losses, found = of_pairs.diagonal().clone(), Elimination([], [])
+    for _ in range(half):
+        p = int(losses.argmin())
+        found.order.append(p)
+        found.losses.append(float(losses[p]))
+        losses = losses + 2 * of_pairs[p]
+        losses[p] = torch.inf
+    return found
+
+
+def pair_errors(query_square: Tensor, key_covariance: Tensor) -> Tensor:
+    """Return what is lost for each rank 0..K as `order_pairs` removes pairs, [K + 1]; odd ranks as below."""
+    losses = order_pairs(query_square, key_covariance).losses
+    errors = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0).flip(0)
+    return errors.repeat_interleave(2)[:-1]
+
+
 @_one_thread()
 def reduce_vo(out_weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Find the best rank-r form of what one head adds to the residual stream.

@@ -14,10 +14,11 @@ from torch import Tensor
 from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimAttention
 from edgevit.models.reduction import Reduction
+from edgevit.models.rotary import dims_of_pairs
 from edgevit.slim import closed_form
 from edgevit.slim.moments import Moments
 from edgevit.slim.site import Site
-from edgevit.slim.write import write_linear, write_position_bias
+from edgevit.slim.write import write_angles, write_linear, write_position_bias
 
 
 def fit_attention(site: Site) -> list[Reduction]:
@@ -55,7 +56,8 @@ def attention_errors(site: Site) -> tuple[Tensor, Tensor]:
         weights = site.token_weights(site.weights.attention, part)
         moments.add(values, weights.expand(attention.heads, -1))
     out = attention.proj.weight.double().unflatten(1, (attention.heads, -1)).transpose(0, 1)  # [H, C, V]
-    qk = closed_form.qk_errors(squares.square, covariances.covariance)
+    errors = closed_form.qk_errors if attention.rotary is None else closed_form.pair_errors
+    qk = errors(squares.square, covariances.covariance)
     return qk, closed_form.vo_errors(out, moments.covariance)
 
 
@@ -126,12 +128,24 @@ def _head_rows(weight: Tensor, heads: int, kept: Tensor) -> Tensor:
 
 
 def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return each kept head's maps from full to slim QK dims, [H', K', K]; None if QK is not cut."""
-    full, rank = site.full.attn, site.cut.attn.qk_dim
-    if rank == full.qk_dim:
+    """Return each kept head's maps from full to slim QK dims, [H', K', K]; None if QK is not cut.
+
+    Where positions turn pairs of dims, whole pairs stay, and their angles are written here: another basis
+    would mix what is turned by different angles.
+    """
+    full, cut = site.full.attn, site.cut.attn
+    if cut.qk_dim == full.qk_dim:
+        write_angles(full, cut, torch.arange(full.qk_dim))
         return None
     squares, covariances = _qk_moments(site, heads)
-    return closed_form.reduce_qk(squares.square, covariances.covariance, rank)
+    if full.rotary is None:
+        return closed_form.reduce_qk(squares.square, covariances.covariance, cut.qk_dim)
+    gone = closed_form.order_pairs(squares.square, covariances.covariance).order
+    pairs = closed_form.left_of(gone[: (full.qk_dim - cut.qk_dim) // 2], full.qk_dim // 2)
+    dims = dims_of_pairs(pairs, full.qk_dim)
+    write_angles(full, cut, dims)
+    rows = torch.eye(full.qk_dim, dtype=torch.float64)[dims].expand(len(heads), -1, -1)
+    return rows, rows
 
 
 def _qk_moments(site: Site, heads: Tensor) -> tuple[Moments, Moments]:

@@ -17,10 +17,12 @@ from edgevit.models.anatomy import slim_arch
 from edgevit.models.group_scores import neuron_norms, qk_norms, vo_norms
 from edgevit.models.head_norms import head_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
+from edgevit.models.rotary import best_pairs
 from edgevit.plan import BlockPlan, Plan
 from edgevit.slim.write import (
     copy_shared,
     readers,
+    write_angles,
     write_inputs,
     write_linear,
     write_position_bias,
@@ -74,7 +76,7 @@ def _index(chosen: tuple[int, ...] | None, scores: Tensor, keep: int) -> Tensor:
 
 
 def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block: BlockPlan) -> None:
-    qk = _per_head(block.kept.qk, qk_norms(full)[heads], block.qk_dim)  # [H', K']
+    qk = _qk_dims(full, heads, block)  # [H', K']
     vo = _per_head(block.kept.vo, vo_norms(full)[heads], block.vo_dim)  # [H', V']
     for layer, source, rows in ((cut.q, full.q, qk), (cut.k, full.k, qk), (cut.v, full.v, vo)):
         bias = (
@@ -86,6 +88,15 @@ def _cut_attention(full: SlimAttention, cut: SlimAttention, heads: Tensor, block
     out = _take(_out_heads(full)[heads], vo)  # [H', V', C]
     write_linear(cut.proj, out.flatten(0, 1).T, full.proj.bias)
     write_position_bias(full, cut, heads)
+    write_angles(full, cut, qk[0])
+
+
+def _qk_dims(full: SlimAttention, heads: Tensor, block: BlockPlan) -> Tensor:
+    """Return sorted indices of the QK dims that stay of each kept head, [H', K']; pairs where they turn."""
+    scores = qk_norms(full)[heads]
+    if full.rotary is None or block.kept.qk is not None:
+        return _per_head(block.kept.qk, scores, block.qk_dim)
+    return best_pairs(scores, block.qk_dim).expand(len(heads), -1)
 
 
 def _per_head(chosen: tuple[tuple[int, ...], ...] | None, scores: Tensor, keep: int) -> Tensor:

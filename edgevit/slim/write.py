@@ -51,8 +51,14 @@ def write_position_bias(full: SlimAttention, cut: SlimAttention, heads: Tensor) 
             cut.position_bias.copy_(full.position_bias[heads])
 
 
+def write_angles(full: SlimAttention, cut: SlimAttention, dims: Tensor) -> None:
+    """Copy the angles of the QK dims that stay of a head, int64 [K'], where positions turn them."""
+    if full.rotary is not None and cut.rotary is not None:
+        cut.rotary.keep(full.rotary, dims)
+
+
 def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
-    """Copy everything that no plan cuts: embedding, norms, rotary angles, patch merging, head."""
+    """Copy everything that no plan cuts: embedding, norms, patch merging, head."""
     shared = {
         key: value
         for key, value in dense.state_dict().items()
@@ -72,4 +78,4 @@ def cut_block(full: SlimBlock, dims: BlockDims) -> SlimBlock:
 
 
 def _no_plan_cuts(name: str) -> bool:
-    return name.startswith(("norm", "downsample.", "attn.rotary.")) or "_norm." in name
+    return name.startswith(("norm", "downsample.")) or "_norm." in name
