@@ -775,13 +775,62 @@ def require_fit(facts: dict[str, str], trt: ModuleType, device: dict[str, str]) 
 
 KIT = "kit.json"
 REPORT = "board-report.json"
-SCHEMA = 1
+SCHEMA = 2
 """Of both files."""
 SIDES = ("dense", "slim")
 """The two models of a kit."""
 LEAD_RUNS, LEAD_S = 2, 0.002
 BURST_RUNS, BURST_S, MIN_BURSTS, OVERTIME = 10, 0.005, 10, 10
 """As in edgevit's board.py, which says why: bursts of two engines side by side, each after untimed runs."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How far an engine's answers may be from its graph's: what edgevit asks of every artefact."""
+
+    relative: float
+    """Largest difference of a logit, as a share of the largest logit where that is above 1."""
+    outliers: float = 0.0
+    """Share of images that may exceed it, 0..1; above 0 where images choose tokens or neurons."""
+    agreement: float | None = None
+    """Share of images with the same top-1 that is asked for in place of a largest difference, 0..1. For int8,
+    where a sum that rounds otherwise moves an activation by a whole step."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far an engine's answers are from the stored ones of its graph."""
+
+    images: int
+    max_abs: float
+    """Largest difference of a logit; infinite where the engine gave NaN or infinity."""
+    largest: float
+    """Largest stored logit, by its absolute value."""
+    beyond: int
+    """Images with a logit beyond what is allowed."""
+    top1_agreement: float
+    """Share of images with the same top-1."""
+
+
+def allowed_difference(largest: float, allowed: Allowed) -> float:
+    """Return how far a logit may be off where the largest stored one is `largest`."""
+    return allowed.relative * max(1.0, largest)
+
+
+def objection(found: Compared, allowed: Allowed) -> str:
+    """Return what is wrong with an engine's answers, to stand behind "the engine"; empty where nothing is."""
+    same = f"{found.top1_agreement:.1%} of {found.images} images"
+    apart = f"logits are up to {found.max_abs:.3g} from those of its graph"
+    if allowed.agreement is not None:
+        if math.isfinite(found.max_abs) and found.top1_agreement >= allowed.agreement:
+            return ""
+        return f"has its graph's top-1 on {same}, expected {allowed.agreement:.0%}; its {apart}"
+    most = math.floor(allowed.outliers * found.images)
+    if math.isfinite(found.max_abs) and found.beyond <= most:
+        return ""
+    limit = f"allowed {allowed_difference(found.largest, allowed):.3g}"
+    exceptions = f" on all but {most}, {found.beyond} images are beyond" if most else ""
+    return f"gives other outputs: its {apart}, {limit}{exceptions}; top-1 is the same on {same}"
 
 
 def run_kit(folder: Path, say: Callable[[str], None]) -> dict[str, object]:
@@ -857,10 +906,9 @@ def _run_candidate(
             engines[side], facts[side] = _open_engine(where, kit, candidate, side, here)
         answer["engines"] = facts
         say(f"{precision}: comparing with the stored outputs")
-        answer["parity"] = {
-            side: _compare(engine, images, shape, _read_tensor(folder, candidate[side]["outputs"]))
-            for side, engine in engines.items()
-        }
+        answer["parity"], answer["objections"] = _compare_sides(
+            folder, candidate, engines, (images, shape), say
+        )
         say(f"{precision}: timing")
         pair = [engines[side] for side in SIDES]
         answer["taken"] = take_times(pair, images, shape, kit["timing"])
@@ -922,8 +970,35 @@ def _read_tensor(folder: Path, entry: dict[str, Any]) -> bytes:
     return _read_checked(folder / entry["file"], entry["sha256"])
 
 
-def _compare(engine: Engine, images: bytes, shape: tuple[int, ...], expected: bytes) -> dict[str, float]:
+def _compare_sides(
+    folder: Path,
+    candidate: dict[str, Any],
+    engines: dict[str, Engine],
+    stored: tuple[bytes, tuple[int, ...]],
+    say: Callable[[str], None],
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Compare both sides with their stored outputs; return what was found, and what is wrong with it."""
+    found, wrong = {}, []
+    for side, engine in engines.items():
+        allowed = Allowed(**candidate[side]["allowed"])
+        compared = _compare(engine, stored, _read_tensor(folder, candidate[side]["outputs"]), allowed)
+        words = objection(compared, allowed)
+        if words:
+            wrong.append(f"the {side} engine {words}")
+        else:
+            say(
+                f"{candidate['precision']}, {side}: top-1 is the graph's on {compared.top1_agreement:.1%} of"
+                f" {compared.images} images, logits are up to {compared.max_abs:.3g} from its own"
+            )
+        found[side] = asdict(compared)
+    return found, wrong
+
+
+def _compare(
+    engine: Engine, stored: tuple[bytes, tuple[int, ...]], expected: bytes, allowed: Allowed
+) -> Compared:
     """Run all images, batch by batch, and say how far the logits are from the stored ones."""
+    images, shape = stored
     size, got = 4 * math.prod(shape), array("f")
     for start in range(0, len(images), size):
         batch = images[start : start + size]
@@ -936,16 +1011,18 @@ def _compare(engine: Engine, images: bytes, shape: tuple[int, ...], expected: by
             " Copy the whole kit anew"
         )
     classes = engine.output_shape()[-1]
-    differences = [abs(a - b) for a, b in zip(wanted, got)]
-    rows = range(0, len(got), classes)
-    same = sum(_top(wanted[row : row + classes]) == _top(got[row : row + classes]) for row in rows)
+    rows = [slice(start, start + classes) for start in range(0, len(got), classes)]
     broken = any(math.isnan(one) or math.isinf(one) for one in got)
-    return {
-        "max_abs": math.inf if broken else max(differences),
-        "largest": max(map(abs, wanted)),
-        "top1_agreement": same / len(rows),
-        "images": len(rows),
-    }
+    differences = [max(abs(a - b) for a, b in zip(wanted[row], got[row])) for row in rows]
+    largest = max(map(abs, wanted))
+    limit = allowed_difference(largest, allowed)
+    return Compared(
+        images=len(rows),
+        max_abs=math.inf if broken else max(differences),
+        largest=largest,
+        beyond=sum(not one <= limit for one in differences),
+        top1_agreement=sum(_top(wanted[row]) == _top(got[row]) for row in rows) / len(rows),
+    )
 
 
 def _top(logits: Sequence[float]) -> int:
@@ -1042,11 +1119,15 @@ def _kit_command(folder: Path) -> int:
     except OSError as error:
         say(f"run.py: {error}. The kit needs a folder that can be written, with room for its engines")
         return 1
-    failed = [one for one in report["candidates"] if "failed" in one]  # type: ignore[attr-defined]
+    candidates: Any = report["candidates"]
+    failed = [one for one in candidates if "failed" in one]
     for one in failed:
         say(f"{one['precision']} failed: {one['failed']}")
+    refused = [(one, words) for one in candidates for words in one.get("objections", ())]
+    for one, words in refused:
+        say(f"{one['precision']}: {words}. It is not to be used")
     say(f"{folder / REPORT} is written: bring it back with `edgevit report DIR --import {REPORT}`")
-    return 1 if failed else 0
+    return 1 if failed or refused else 0
 
 
 # Answering a process

@@ -153,7 +153,12 @@ def write_kit(folder: Path, workspace_mb: int = 64) -> Path:
         (where / "model.onnx").write_bytes(side.encode())
         (where / "outputs.f32").write_bytes(LOGITS)
         outputs = {"file": f"fp32/{side}/outputs.f32", "sha256": sha256_of(LOGITS)}
-        sides[side] = {"folder": f"fp32/{side}", "onnx_sha256": sha256_of(side.encode()), "outputs": outputs}
+        sides[side] = {
+            "folder": f"fp32/{side}",
+            "onnx_sha256": sha256_of(side.encode()),
+            "outputs": outputs,
+            "allowed": {"relative": 1e-3},
+        }
     table = {
         "schema": SCHEMA,
         "runtime": "tensorrt",
@@ -161,7 +166,7 @@ def write_kit(folder: Path, workspace_mb: int = 64) -> Path:
         "options": {"precision": "fp32", "workspace_mb": workspace_mb, "batches": [1, 1, 32]},
         "timing": TIMING,
         "images": {"file": "images.f32", "sha256": sha256_of(IMAGES), "batch": list(SHAPE)},
-        "candidates": [{"precision": "fp32", "tolerance": 1e-3, **sides}],
+        "candidates": [{"precision": "fp32", **sides}],
     }
     (folder / KIT).write_text(json.dumps(table))
     return folder
@@ -176,10 +181,15 @@ def test_kit_builds_compares_times_and_tells(tmp_path: Path, fake_driver: str) -
         "fp32, dense: building",
         "fp32, slim: building",
         "fp32: comparing with the stored outputs",
+        "fp32, dense: top-1 is the graph's on 100.0% of 4 images, logits are up to 0 from its own",
+        "fp32, slim: top-1 is the graph's on 100.0% of 4 images, logits are up to 0 from its own",
         "fp32: timing",
     ]
     (found,) = json.loads(json.dumps(report))["candidates"]
-    assert found["parity"]["slim"] == {"max_abs": 0.0, "largest": 23.0, "top1_agreement": 1.0, "images": 4}
+    assert found["parity"]["slim"] == {
+        "images": 4, "max_abs": 0.0, "largest": 23.0, "beyond": 0, "top1_agreement": 1.0
+    }  # fmt: skip
+    assert found["objections"] == []
     assert len(found["taken"]["first_ns"]) == len(found["taken"]["bursts_ns"]) == 2
     assert sum(map(len, found["taken"]["bursts_ns"][0])) >= 20
     assert len(found["gpu_ms"]["dense"]) == 100
@@ -197,13 +207,55 @@ def test_kit_with_a_changed_file_says_which(tmp_path: Path) -> None:
     assert "got 5 other bytes. Copy the whole kit anew" in found["failed"]
 
 
+def store_outputs(kit: Path, logits: bytes, allowed: dict[str, float]) -> None:
+    """Let a kit have other outputs for its slim side, and other limits."""
+    table = json.loads((kit / KIT).read_text())
+    (kit / "fp32" / "slim" / "outputs.f32").write_bytes(logits)
+    table["candidates"][0]["slim"]["outputs"]["sha256"] = sha256_of(logits)
+    table["candidates"][0]["slim"]["allowed"] = allowed
+    (kit / KIT).write_text(json.dumps(table))
+
+
+NEAR = array("f", [3, 7, 11, 15, 19, 24, 0, 1, 0, 2, 0, 0]).tobytes()
+TURNED = array("f", [3, 7, 11, 15, 19, 23, 0, 1, 2, 2, 0, 0]).tobytes()
+
+
+@pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize(
+    ("logits", "allowed", "objection"),
+    [
+        (NEAR, {"relative": 0.05}, ""),
+        (NEAR, {"relative": 0.01},
+         "gives other outputs: its logits are up to 1 from those of its graph, allowed 0.24; top-1 is the"
+         " same on 100.0% of 4 images"),
+        (NEAR, {"relative": 0.01, "outliers": 0.25}, ""),
+        (NEAR, {"relative": 0.01, "agreement": 0.9}, ""),
+        (TURNED, {"relative": 0.3, "agreement": 0.75}, ""),
+        (TURNED, {"relative": 0.3, "agreement": 0.9},
+         "has its graph's top-1 on 75.0% of 4 images, expected 90%; its logits are up to 2 from those of its"
+         " graph"),
+    ],
+)  # fmt: skip
+def test_kit_judges_outputs_by_the_limits_of_the_precision(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    logits: bytes,
+    allowed: dict[str, float],
+    objection: str,
+) -> None:
+    store_outputs(write_kit(tmp_path), logits, allowed)
+    assert engine._kit_command(tmp_path) == (1 if objection else 0)
+    (found,) = json.loads((tmp_path / REPORT).read_text())["candidates"]
+    assert found["objections"] == ([f"the slim engine {objection}"] if objection else [])
+    assert (f"fp32: the slim engine {objection}. It is not to be used" in capsys.readouterr().err) == bool(
+        objection
+    )
+
+
 @pytest.mark.usefixtures("fake_gpu")
 def test_kit_whose_engine_gives_another_number_of_logits_says_what_to_do(tmp_path: Path) -> None:
     kit = write_kit(tmp_path)
-    table = json.loads((kit / KIT).read_text())
-    (kit / "fp32" / "slim" / "outputs.f32").write_bytes(LOGITS[:8])
-    table["candidates"][0]["slim"]["outputs"]["sha256"] = sha256_of(LOGITS[:8])
-    (kit / KIT).write_text(json.dumps(table))
+    store_outputs(kit, LOGITS[:8], {"relative": 1e-3})
     (found,) = run_kit(kit, print)["candidates"]  # type: ignore[attr-defined, misc]
     assert "expected 2 logits as stored, the engine gave 12: one is of another model. Copy" in found["failed"]
 
@@ -211,7 +263,7 @@ def test_kit_whose_engine_gives_another_number_of_logits_says_what_to_do(tmp_pat
 @pytest.mark.usefixtures("fake_gpu")
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", r"kit\.json: damaged \(.*Copy the whole kit anew"), ("[]", "expected a kit of schema 1")],
+    [("{", r"kit\.json: damaged \(.*Copy the whole kit anew"), ("[]", "expected a kit of schema 2")],
 )
 def test_damaged_kit_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / KIT).write_text(text)

@@ -18,7 +18,7 @@ from real_tensorrt import env_of
 from sample_report import report as sample_report
 from small_onnx import classify, write_classifier
 
-from edgevit.engine import CPU_ONLY, REPORT
+from edgevit.engine import CPU_ONLY, REPORT, Allowed
 from edgevit.errors import MeasurementError
 from edgevit.kit.write import RUNNER, KitCandidate, Side, Stored, write_kit
 from edgevit.pipeline.bring_back import bring_back
@@ -38,8 +38,8 @@ def build(tmp_path: Path) -> Path:
     facts = KitFacts(target="orin", precisions=("fp32", "int8"), folder=FOLDER)
     report = sample_report().model_copy(update={"kits": (facts,), "not_built": ()})
     images = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-    side = Side(write_classifier(tmp_path / "fp32.onnx"), images.reshape(4, 3, 2).sum(-1))
-    candidates = [KitCandidate(name, side, side, 1e-3) for name in ("fp32", "int8")]
+    side = Side(write_classifier(tmp_path / "fp32.onnx"), images.reshape(4, 3, 2).sum(-1), Allowed(1e-3))
+    candidates = [KitCandidate(name, side, side) for name in ("fp32", "int8")]
     stored = Stored(images, 2, dynamic=False, input_name="image")
     write_kit_build(root, report, lambda kit: write_kit(kit, ORIN, candidates, stored))
     return root
@@ -131,11 +131,11 @@ def look(tmp_path: Path, version: str) -> list[object]:
     target = ORIN.model_copy(update={"runtime": runtime})
     images = np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype(np.float32)
     path = write_classifier(tmp_path / "fp32.onnx", batch="batch")
-    side = Side(path, classify(images))
+    side = Side(path, classify(images), Allowed(1e-3))
     write_kit(
         tmp_path / "kit",
         target,
-        [KitCandidate(name, side, side, 1e-3) for name in ("fp32", "int8")],
+        [KitCandidate(name, side, side) for name in ("fp32", "int8")],
         Stored(images, 2, dynamic=True, input_name="images"),
     )
     done = subprocess.run(

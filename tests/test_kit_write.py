@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_onnx import classify, write_classifier
 
-from edgevit.engine import BuildOptions
+from edgevit.engine import Allowed, BuildOptions
 from edgevit.kit.write import KitCandidate, Side, Stored, write_kit
 from edgevit.target import Target, TensorRTOptions
 
@@ -29,9 +29,9 @@ def make(folder: Path, target: Target = BOARD, *, external: bool = False, dynami
         engine = source / "model.engine"
         engine.write_bytes(b"engine")
         (source / "model.engine.json").write_text('{"version": "1.7.1.116"}')
-    side = Side(path, classify(IMAGES), engine)
+    side = Side(path, classify(IMAGES), Allowed(1e-3), engine)
     kit = folder / "kit"
-    write_kit(kit, target, [KitCandidate("fp32", side, side, 1e-3)], Stored(IMAGES, 2, dynamic, "images"))
+    write_kit(kit, target, [KitCandidate("fp32", side, side)], Stored(IMAGES, 2, dynamic, "images"))
     return kit
 
 
@@ -51,6 +51,7 @@ def test_kit_has_graphs_inputs_outputs_and_their_hashes(tmp_path: Path) -> None:
     stored = np.frombuffer((kit / "fp32" / "dense" / "outputs.f32").read_bytes(), "<f4")
     assert np.array_equal(stored.reshape(4, -1), classify(IMAGES).astype(np.float32))
     assert BuildOptions(**table["options"]).workspace_mb == 256
+    assert Allowed(**candidate["slim"]["allowed"]) == Allowed(1e-3, 0.0, None)
 
 
 def test_kit_has_a_runner_for_python_3_8_that_needs_the_standard_library_alone(tmp_path: Path) -> None:

@@ -11,34 +11,41 @@ from kit_builds import write_kit_build
 from sample_report import report as sample_report
 
 from edgevit.disk import sha256_file
-from edgevit.engine import KIT
+from edgevit.engine import KIT, SCHEMA
 from edgevit.errors import LatencyGateError, MeasurementError, OutputError, ParityError
 from edgevit.integrate.manifest import MANIFEST_FILE, Manifest
-from edgevit.pipeline.board_results import kept_report, kept_results
+from edgevit.pipeline.board_results import judge_board, kept_report, kept_results, read_board_report
 from edgevit.pipeline.bring_back import bring_back
 from edgevit.report.model import FILE_NAME, KitFacts, NotBuilt, load_report, to_json
 from edgevit.report.phrases import findings
 from edgevit.target import Timing
 
 FOLDER = "orin/kit"
+EQUAL = {"images": 32, "max_abs": 1e-4, "largest": 5.0, "beyond": 0, "top1_agreement": 1.0}
 SIDES = ("dense", "slim")
+
+
+def kit_candidate(precision: str, outliers: float = 0.0, agreement: float | None = None) -> dict[str, object]:
+    """Return what a kit says of a precision."""
+    allowed = {"relative": 1e-3, "outliers": outliers, "agreement": agreement}
+    sides = {side: {"folder": f"{precision}/{side}", "allowed": allowed} for side in SIDES}
+    return {"precision": precision, **sides}
+
+
+def fill(kit: Path, *candidates: dict[str, object]) -> None:
+    """Write what a kit says of itself."""
+    kit.mkdir(parents=True)
+    timing = Timing(min_samples=50).model_dump(mode="json")
+    (kit / KIT).write_text(json.dumps({"target": "orin", "timing": timing, "candidates": candidates}))
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Path:
     """Return a build directory whose kit was not run yet."""
-    sides = {side: {"folder": f"fp32/{side}"} for side in SIDES}
-    candidates = [{"precision": name, "tolerance": 1e-3, **sides} for name in ("fp32", "fp16")]
-    timing = Timing(min_samples=50).model_dump(mode="json")
-
-    def fill(kit: Path) -> None:
-        kit.mkdir()
-        (kit / KIT).write_text(json.dumps({"target": "orin", "timing": timing, "candidates": candidates}))
-
     missing = tuple(NotBuilt(target="orin", precision=name, why="elsewhere") for name in ("fp32", "fp16"))
     facts = KitFacts(target="orin", precisions=("fp32", "fp16"), folder=FOLDER)
     report = sample_report().model_copy(update={"kits": (facts,), "not_built": missing})
-    write_kit_build(tmp_path / "build", report, fill)
+    write_kit_build(tmp_path / "build", report, lambda kit: fill(kit, *map(kit_candidate, ("fp32", "fp16"))))
     return tmp_path / "build"
 
 
@@ -53,14 +60,15 @@ def not_measured(build: Path) -> tuple[str, ...]:
     return Manifest.model_validate_json((build / MANIFEST_FILE).read_bytes()).not_measured
 
 
-def candidate(precision: str, slim_ms: float, max_abs: float = 1e-4) -> dict[str, Any]:
+def candidate(precision: str, slim_ms: float, **compared: float) -> dict[str, Any]:
+    """Return what a runner found; both engines compute what their graphs do, but for what is given."""
     bursts = [
         [[round(ms * 1e6) + burst + run for run in range(10)] for burst in range(12)] for ms in (4.0, slim_ms)
     ]
     return {
         "precision": precision,
         "engines": {side: {"sha256": "e" * 64, "bytes": "1000", "version": "10.3.0"} for side in SIDES},
-        "parity": {side: {"max_abs": max_abs, "largest": 5.0, "top1_agreement": 1.0} for side in SIDES},
+        "parity": dict.fromkeys(SIDES, EQUAL | compared),
         "taken": {"first_ns": [9_000_000, 8_000_000], "bursts_ns": bursts, "runs_per_burst": 10},
         "gpu_ms": {side: [3.0, 2.0, 2.5] for side in SIDES},
         "cuda_graph": dict.fromkeys(SIDES, "yes"),
@@ -70,7 +78,7 @@ def candidate(precision: str, slim_ms: float, max_abs: float = 1e-4) -> dict[str
 def board(build: Path, *candidates: dict[str, Any], **changes: object) -> Path:
     """Write what a runner writes, and return the file."""
     table = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kit_sha256": sha256_file(build / FOLDER / KIT),
         "version": "10.3.0",
         "expected_versions": ["8.6", "10.3"],
@@ -118,13 +126,54 @@ def test_precision_that_failed_on_the_board_says_why(build: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("max_abs", [0.1, float("inf"), float("nan")])
-def test_engine_with_other_outputs_is_refused_and_the_report_stays(build: Path, max_abs: float) -> None:
+@pytest.mark.parametrize(("max_abs", "beyond"), [(0.1, 1), (float("inf"), 0), (float("nan"), 0)])
+def test_engine_with_other_outputs_is_refused_and_the_report_stays(
+    build: Path, max_abs: float, beyond: int
+) -> None:
     before = (build / "report.json").read_bytes()
-    message = r"orin fp32: the dense engine's logits are up to .* allowed 0\.005, top-1 agreement 1\.0000"
+    message = (
+        r"orin fp32: the dense engine gives other outputs: its logits are up to .* allowed 0\.005;"
+        r" top-1 is the same on 100\.0% of 32 images and the slim engine .*take another precision"
+    )
     with pytest.raises(ParityError, match=message):
-        bring_back(build, board(build, candidate("fp32", 2.0, max_abs)))
+        bring_back(build, board(build, candidate("fp32", 2.0, max_abs=max_abs, beyond=beyond)))
     assert (build / "report.json").read_bytes() == before
+
+
+def test_engine_in_fp16_with_other_outputs_is_not_built_and_fp32_stays(build: Path) -> None:
+    wrong = candidate("fp16", 1.0, max_abs=0.1, beyond=1)
+    report = bring_back(build, board(build, candidate("fp32", 2.0), wrong))
+    (orin,) = (one for one in report.results if one.target == "orin")
+    assert (orin.precision, orin.chosen) == ("fp32", True)
+    (missing,) = report.not_built
+    assert missing.precision == "fp16"
+    assert missing.why.startswith("on the board: the dense engine gives other outputs: its logits are up to")
+
+
+@pytest.mark.parametrize(
+    ("top1", "max_abs", "refused"),
+    [(1.0, 4.0, ""), (0.90625, 0.5, ""), (0.875, 1e-4, "top-1 on 87.5% of 32 images, expected 90%"),
+     (1.0, float("inf"), "top-1 on 100.0% of 32 images, expected 90%; its logits are up to inf")],
+)  # fmt: skip
+def test_int8_on_a_board_is_judged_by_top1(tmp_path: Path, top1: float, max_abs: float, refused: str) -> None:
+    fill(tmp_path / FOLDER, kit_candidate("int8", agreement=0.9))
+    found = candidate("int8", 2.0, top1_agreement=top1, max_abs=max_abs, beyond=32)
+    judged = judge_board(read_board_report(board(tmp_path, found)), tmp_path / FOLDER, 1.0)
+    assert [refused in one.why for one in judged.not_built] == ([True] if refused else [])
+    for one in judged.results:
+        assert one.parity["slim_onnx_artefact_top1_agreement"] == top1
+        assert one.parity["slim_onnx_artefact_min_agreement"] == 0.9
+        assert one.parity["slim_onnx_artefact_max_abs"] == max_abs
+
+
+def test_model_that_chooses_tokens_may_differ_on_a_share_of_the_images(tmp_path: Path) -> None:
+    fill(tmp_path / FOLDER, kit_candidate("fp16", outliers=0.5))
+    for beyond in (16, 17):
+        found = candidate("fp16", 2.0, max_abs=3.0, beyond=beyond)
+        judged = judge_board(read_board_report(board(tmp_path, found)), tmp_path / FOLDER, 1.0)
+        assert len(judged.results) == (beyond == 16)
+    (missing,) = judged.not_built
+    assert "allowed 0.005 on all but 16, 17 images are beyond" in missing.why
 
 
 def test_report_of_another_kit_is_refused(build: Path) -> None:
@@ -155,8 +204,8 @@ def test_report_that_is_not_there_is_named(build: Path) -> None:
 
 
 def test_report_of_another_schema_is_refused(build: Path) -> None:
-    with pytest.raises(OutputError, match="expected a board's report of schema 1, got 2"):
-        bring_back(build, board(build, candidate("fp32", 2.0), schema=2))
+    with pytest.raises(OutputError, match="expected a board's report of schema 2, got 1"):
+        bring_back(build, board(build, candidate("fp32", 2.0), schema=1))
 
 
 def test_limits_and_preference_of_the_recipe_hold_for_a_board(build: Path) -> None:

@@ -14,10 +14,13 @@ import pytest
 from real_tensorrt import env_of
 from test_pipeline_bring_back import candidate
 from toy_build import write_toy
+from toy_vits import toy_model
 
 from edgevit.backends.graph_precision import graph_precision
 from edgevit.disk import sha256_file
+from edgevit.engine import SCHEMA
 from edgevit.errors import RecipeError
+from edgevit.export.parity import Limits
 from edgevit.integrate.manifest import MANIFEST_FILE
 from edgevit.pipeline import BuildOptions, build, kits
 from edgevit.pipeline.bring_back import bring_back
@@ -130,7 +133,8 @@ def test_board_needs_a_kit_and_a_gpu_of_this_machine_none() -> None:
 
 
 def key_of(target: Target) -> object:
-    made = {side: Graph(Path("fp32.onnx"), side, None) for side in ("dense", "slim")}  # type: ignore[arg-type]
+    arch = toy_model().arch
+    made = {side: Graph(Path("fp32.onnx"), side, arch) for side in ("dense", "slim")}
     graphs = Graphs(Form(18, 1, False), made, {})
     return kit_key(target, {"fp32": graphs}, Probe(np.zeros((1, 3, 2, 2), np.float32), "noise"))
 
@@ -159,7 +163,7 @@ def test_kit_is_made_anew_for_what_it_tells_the_board(change: dict[str, object])
 def test_kit_is_made_anew_for_other_tolerances_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of(load_target(BOARD, Path()))
     with monkeypatch.context() as patch:
-        patch.setattr(kits, "relative_tolerance", lambda precision: 0.5)
+        patch.setattr(kits, "limits_of", lambda arch, precision: Limits(0.5))
         assert key_of(load_target(BOARD, Path())) != before
     monkeypatch.setattr(kits, "library_versions", lambda names: dict.fromkeys(names, "another"))
     assert key_of(load_target(BOARD, Path())) != before
@@ -170,7 +174,7 @@ def test_what_a_board_said_stays_in_later_builds_of_the_same_kit(built: Path, tm
     shutil.copytree(built, out)
     assert json.loads((out / MANIFEST_FILE).read_text())["not_measured"] == [BOARD]
     table = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kit_sha256": sha256_file(out / BOARD / "kit" / "kit.json"),
         "version": "8.5.2",
         "expected_versions": ["8.5"],

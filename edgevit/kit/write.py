@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgevit.backends.files import artefact_files
 from edgevit.backends.tensorrt import batch_range, build_options, read_side_file
 from edgevit.disk import sha256_file
-from edgevit.engine import ENGINE, FILE, GRAPH, KIT, REPORT, SCHEMA, SIDES, TIMING_CACHE
+from edgevit.engine import ENGINE, FILE, GRAPH, KIT, REPORT, SCHEMA, SIDES, TIMING_CACHE, Allowed
 from edgevit.kit.trtexec import Graph, build_script
 from edgevit.target import Precision, Target
 
@@ -30,6 +30,8 @@ class Side:
     onnx: Path
     outputs: NDArray[np.float32]
     """What ONNX Runtime makes of the stored images, [n, classes]."""
+    allowed: Allowed
+    """How far an engine's outputs may be from these."""
     engine: Path | None = None
     """Where it was built ahead of time (TensorRT-RTX)."""
 
@@ -41,8 +43,6 @@ class KitCandidate:
     precision: Precision
     dense: Side
     slim: Side
-    tolerance: float
-    """Largest difference of a logit, as a share of the largest logit, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write_kit(folder: Path, target: Target, candidates: Sequence[KitCandidate], 
 
 def _write_candidate(folder: Path, candidate: KitCandidate) -> dict[str, object]:
     sides = {name: _write_side(folder, candidate.precision, name, getattr(candidate, name)) for name in SIDES}
-    return {"precision": candidate.precision, "tolerance": candidate.tolerance, **sides}
+    return {"precision": candidate.precision, **sides}
 
 
 def _write_side(folder: Path, precision: Precision, name: str, side: Side) -> dict[str, object]:
@@ -103,6 +103,7 @@ def _write_side(folder: Path, precision: Precision, name: str, side: Side) -> di
         "folder": f"{precision}/{name}",
         "onnx_sha256": sha256_file(where / GRAPH),
         "outputs": _write_tensor(folder, f"{precision}/{name}/{_OUTPUTS}", side.outputs),
+        "allowed": asdict(side.allowed),
     }
     if side.engine is not None:
         shutil.copyfile(side.engine, where / ENGINE)

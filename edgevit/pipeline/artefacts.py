@@ -28,7 +28,7 @@ Device = tuple[Target, Precision]
 # sum is rounded to half precision (onnx's reference evaluator); its graph is held to the same against fp32's.
 # bf16 keeps 8 bits of each factor, errors add up over the blocks, and where tokens are merged many choices
 # turn; what that costs is measured as accuracy. int8: where two sums differ in the last bit, an activation
-# falls on the other step of its scale, so top-1 is compared instead (below); only kits compare logits there.
+# falls on the other step of its scale, so top-1 is compared instead (below), and this only shown beside it.
 _TOLERANCE: dict[Precision, float] = {
     "fp32": ONNX_TO_ARTEFACT,
     "fp16": 0.02,
@@ -39,11 +39,6 @@ _TOLERANCE: dict[Precision, float] = {
 _MERGED_OUTLIERS = 0.5
 _INT8_AGREEMENT = 0.9
 """Share of the compared images, at least, on which an int8 artefact has its graph's top-1."""
-
-
-def relative_tolerance(precision: Precision) -> float:
-    """Return how far an artefact's logits may be from its graph's, as a share of the largest, at least 1."""
-    return _TOLERANCE[precision]
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from edgevit.board import Taken
 from edgevit.disk import atomic_write, sha256_file
-from edgevit.engine import ENGINE, KIT, SCHEMA
+from edgevit.engine import ENGINE, KIT, SCHEMA, Allowed, Compared, allowed_difference, objection
 from edgevit.errors import OutputError, ParityError
 from edgevit.measure.protocol import Latency as Times
 from edgevit.measure.protocol import Measurement, summarise
 from edgevit.ownership import OWN
 from edgevit.pipeline.candidate import report_latency
 from edgevit.pipeline.graphs import SIDES
+from edgevit.pipeline.inputs import CALIBRATED
 from edgevit.report.model import ArtefactFacts, NotBuilt, Result, SlimFacts, Speedup
 from edgevit.target import Timing
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True)
-
-
-class _Compared(_Part):
-    max_abs: float
-    largest: float
-    top1_agreement: float
 
 
 class _Engine(_Part):
@@ -41,7 +36,7 @@ class _Candidate(_Part):
     precision: str
     failed: str | None = None
     engines: Mapping[str, _Engine] = {}
-    parity: Mapping[str, _Compared] = {}
+    parity: Mapping[str, Compared] = {}
     taken: Taken | None = None
     gpu_ms: Mapping[str, tuple[float, ...]] = {}
     cuda_graph: Mapping[str, str] = {}
@@ -61,11 +56,11 @@ class BoardReport(_Part):
 
 class _KitSide(_Part):
     folder: str
+    allowed: Allowed
 
 
 class _KitCandidate(_Part):
     precision: str
-    tolerance: float
     dense: _KitSide
     slim: _KitSide
 
@@ -143,16 +138,56 @@ def judge_board(board: BoardReport, kit: Path, estimated: float) -> BoardResults
 
     Raises:
         OutputError: the report tells of what the kit has not, or lacks times.
-        ParityError: an engine gave other outputs than its graph.
+        ParityError: an engine in fp32 gave other outputs than its graph. One in fp16 or int8 is not built,
+            as where artefacts are built here.
     """
     said = _read(kit / KIT, _Kit)
+    why = {one.precision: _refusal(said, one) for one in board.candidates}
     failed = tuple(
-        NotBuilt(target=said.target, precision=one.precision, why=f"on the board: {one.failed}")
-        for one in board.candidates
-        if one.failed is not None
+        NotBuilt(target=said.target, precision=precision, why=f"on the board: {words}")
+        for precision, words in why.items()
+        if words
     )
-    results = tuple(_result(said, one, board, estimated) for one in board.candidates if one.failed is None)
+    results = tuple(
+        _result(said, one, board, estimated) for one in board.candidates if not why[one.precision]
+    )
     return BoardResults(results, failed)
+
+
+def _refusal(kit: _Kit, found: _Candidate) -> str:
+    """Return why a candidate has no result: it failed, or its engines are not its graphs; else nothing.
+
+    Raises:
+        ParityError: an engine in fp32 gave other outputs than its graph.
+    """
+    if found.failed is not None:
+        return found.failed
+    _require_complete(kit, found)
+    wrong = []
+    for side, compared in found.parity.items():
+        words = objection(compared, _allowed(kit, found.precision, side))
+        if words:
+            wrong.append(f"the {side} engine {words}")
+    if not wrong:
+        return ""
+    text = f"{' and '.join(wrong)}. It would not have the model's accuracy"
+    if found.precision not in CALIBRATED:
+        raise ParityError(f"{kit.target} {found.precision}: {text}: take another precision or opset.")
+    return text
+
+
+def _allowed(kit: _Kit, precision: str, side: str) -> Allowed:
+    entry = _entry(kit, precision)
+    return entry.dense.allowed if side == "dense" else entry.slim.allowed
+
+
+def _require_complete(kit: _Kit, found: _Candidate) -> None:
+    _entry(kit, found.precision)
+    if found.taken is None or set(found.engines) != set(SIDES) or set(found.parity) != set(SIDES):
+        raise OutputError(
+            f"{kit.target} {found.precision}: the board's report has no times or comparisons."
+            " Run the kit again."
+        )
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -182,12 +217,7 @@ def _entry(kit: _Kit, precision: str) -> _KitCandidate:
 
 def _result(kit: _Kit, found: _Candidate, board: BoardReport, estimated: float) -> Result:
     entry = _entry(kit, found.precision)
-    if found.taken is None or set(found.engines) != set(SIDES) or set(found.parity) != set(SIDES):
-        raise OutputError(
-            f"{kit.target} {found.precision}: the board's report has no times or comparisons."
-            " Run the kit again."
-        )
-    parity = _check_parity(kit, entry, found)
+    assert found.taken is not None
     times = summarise(found.taken, kit.timing)
     assert times.candidate is not None
     assert times.speedup is not None
@@ -210,28 +240,24 @@ def _result(kit: _Kit, found: _Candidate, board: BoardReport, estimated: float) 
             estimated=estimated,
             promise=times.speedup.value / estimated,
         ),
-        parity=parity,
+        parity=_parity(kit, found),
         verdict=times.verdict,
         why=times.why,
     )
 
 
-def _check_parity(kit: _Kit, entry: _KitCandidate, found: _Candidate) -> dict[str, JsonValue]:
+def _parity(kit: _Kit, found: _Candidate) -> dict[str, JsonValue]:
     facts: dict[str, JsonValue] = {}
     for side, compared in found.parity.items():
-        allowed = entry.tolerance * max(1.0, compared.largest)
-        if not compared.max_abs <= allowed:  # a NaN, which compares false, fails too
-            raise ParityError(
-                f"{kit.target} {found.precision}: the {side} engine's logits are up to {compared.max_abs:.3g}"
-                f" from those of its graph, allowed {allowed:.3g}, top-1 agreement"
-                f" {compared.top1_agreement:.4f}. It would not have the model's accuracy:"
-                " take another precision or opset."
-            )
+        allowed = _allowed(kit, found.precision, side)
+        link = f"{side}_onnx_artefact"
         facts |= {
-            f"{side}_onnx_artefact_max_abs": compared.max_abs,
-            f"{side}_onnx_artefact_allowed": allowed,
-            f"{side}_onnx_artefact_top1_agreement": compared.top1_agreement,
+            f"{link}_max_abs": compared.max_abs,
+            f"{link}_allowed": allowed_difference(compared.largest, allowed),
+            f"{link}_top1_agreement": compared.top1_agreement,
         }
+        if allowed.agreement is not None:
+            facts[f"{link}_min_agreement"] = allowed.agreement
     return facts
 
 

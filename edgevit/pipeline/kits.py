@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,13 +12,13 @@ import numpy as np
 from edgevit.backends import get_backend
 from edgevit.backends.tensorrt import read_gpu
 from edgevit.disk import sha256_file
-from edgevit.engine import ENGINE
+from edgevit.engine import ENGINE, Allowed
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import INPUT_NAME
 from edgevit.export.parity import Batch
 from edgevit.kit.trtexec import TABLE
 from edgevit.kit.write import KitCandidate, Side, Stored, write_kit
-from edgevit.pipeline.artefacts import relative_tolerance
+from edgevit.pipeline.artefacts import limits_of
 from edgevit.pipeline.graphs import SIDES, Graph, Graphs, Probe
 from edgevit.pipeline.keys import code_sha256, library_versions
 from edgevit.pipeline.stages import Stages
@@ -60,7 +61,10 @@ def kit_key(target: Target, graphs: Mapping[Precision, Graphs], probe: Probe) ->
     times = Path(target.tensorrt.timing_cache)
     return {
         "onnx": {name: [one.by_side[side].sha256 for side in SIDES] for name, one in graphs.items()},
-        "tolerances": {name: relative_tolerance(name) for name in graphs},
+        "allowed": {
+            name: [asdict(_allowed(one.by_side[side], name)) for side in SIDES]
+            for name, one in graphs.items()
+        },
         "target": [target.name, target.runtime, target.device, target.batch],
         "tensorrt": target.tensorrt.model_dump(mode="json", exclude={"timing_cache"}),
         "timing": target.timing.model_dump(mode="json"),
@@ -81,8 +85,13 @@ def _candidate(
     dense, slim = (
         _side(target, precision, graphs.by_side[side], stored, built / precision / side) for side in SIDES
     )
-    tolerance = relative_tolerance(precision)
-    return KitCandidate(precision, dense, slim, tolerance)
+    return KitCandidate(precision, dense, slim)
+
+
+def _allowed(graph: Graph, precision: Precision) -> Allowed:
+    """Return what a board's engine is held to: the limits of an artefact that is built here."""
+    limits = limits_of(graph.arch, precision)
+    return Allowed(limits.relative, limits.outliers, limits.agreement)
 
 
 def _side(target: Target, precision: Precision, graph: Graph, stored: Stored, built: Path) -> Side:
@@ -95,4 +104,4 @@ def _side(target: Target, precision: Precision, graph: Graph, stored: Stored, bu
     if target.device != "board":
         get_backend(target.runtime).build(graph.path, target, precision, built)
         engine = built / ENGINE
-    return Side(graph.path, np.concatenate(outputs), engine)
+    return Side(graph.path, np.concatenate(outputs), _allowed(graph, precision), engine)
