@@ -1,9 +1,9 @@
 """TensorRT 8.5 to 11 and TensorRT-RTX behind one interface: parse, build, run. One file, for Python 3.8.
 
 It needs TensorRT's Python module and the standard library, nothing of edgevit. It is run three ways:
-a preflight runs it in a process of its own (`parse`), because a parser may die; a build does, too (`build`);
-and a build kit takes it along as its runner, so a board runs the code that would run here. It is long because
-a board gets one file.
+a preflight runs it in a process of its own (`version`, `parse`), because a parser may die; a build does, too
+(`build`); and a build kit takes it along as its runner, so a board runs the code that would run here. It is
+long because a board gets one file.
 
 Only what TensorRT has from 8.5 on is used, and of later versions what this file asks for by name: tensors go
 by name, a network is strongly typed where the version knows that (10.0), else flags say which precisions the
@@ -1137,16 +1137,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do one thing and say in a line of JSON, the last on stdout, what came of it."""
     line = argparse.ArgumentParser(description="Parse or build ONNX files with TensorRT.")
     commands = line.add_subparsers(dest="command", required=True)
-    for name in ("parse", "build"):
+    for name in COMMANDS:
         command = commands.add_parser(name)
         command.add_argument("runtime", choices=sorted(MODULES))
-        command.add_argument("onnx", type=Path)
+        if name != "version":
+            command.add_argument("onnx", type=Path)
     command.add_argument("options", help="as JSON")
     command.add_argument("out", type=Path, help="folder")
     asked = line.parse_args(arguments)
     tell = _open_answers()
     try:
-        answer = _parse_command(asked) if asked.command == "parse" else _build_command(asked)
+        answer = COMMANDS[asked.command](asked)
     except NotHereError as error:
         tell({"answer": "missing", "words": str(error)})
     except TensorRTError as error:
@@ -1154,6 +1155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         tell(answer)
     return 0
+
+
+def _version_command(asked: argparse.Namespace) -> dict[str, object]:
+    trt = import_tensorrt(asked.runtime)
+    return {"answer": "here", "module": trt.__name__, "version": str(trt.__version__)}
 
 
 def _parse_command(asked: argparse.Namespace) -> dict[str, object]:
@@ -1174,6 +1180,13 @@ def _build_command(asked: argparse.Namespace) -> dict[str, object]:
     if built.timing_cache:
         cache.write_bytes(built.timing_cache)
     return {"answer": "built", "facts": built.facts}
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
+    "version": _version_command,
+    "parse": _parse_command,
+    "build": _build_command,
+}
 
 
 def _options(table: dict[str, Any]) -> BuildOptions:

@@ -13,7 +13,7 @@ from real_tensorrt import env_of
 from small_onnx import write_classifier
 from test_export_onnx import ARCHS, RARE, exported
 
-from edgevit.backends.preflight import DiedError, Preflight, ask_parser, ask_process
+from edgevit.backends.preflight import DiedError, Preflight, ask_parser, ask_process, find_parser
 from edgevit.target import Runtime
 
 PARSERS: dict[str, Runtime] = {"10.15": "tensorrt", "11.2": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
@@ -84,6 +84,15 @@ def test_weights_beside_the_file_are_found(tmp_path: Path) -> None:
 
 
 @REAL
+@pytest.mark.parametrize("version", PARSERS)
+def test_parser_is_named_as_in_its_answers(tmp_path: Path, version: str) -> None:
+    named = find_parser(PARSERS[version], env_of(version))
+    answer = ask_parser(write_classifier(tmp_path / "model.onnx"), [PARSERS[version]], env_of(version))
+    assert named is not None
+    assert (named, named.split()[1].startswith(version.removeprefix("rtx-"))) == (answer.parser, True)
+
+
+@REAL
 def test_parser_is_the_first_that_can_be_asked(tmp_path: Path) -> None:
     found = ask_parser(write_classifier(tmp_path / "model.onnx"), env=env_of("rtx-1.7"))
     assert (found.outcome, found.parser) == ("accepted", "tensorrt_rtx_bindings 1.7.1.116")
@@ -104,6 +113,7 @@ def test_parser_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
     found = ask_parser(write_classifier(tmp_path / "model.onnx"), ["tensorrt"], env)
     assert (found.outcome, found.parser) == ("died", "tensorrt_bindings or tensorrt")
     assert found.why == "the process was ended by SIGSEGV. Its log ends:\n  last words"
+    assert find_parser("tensorrt", env) is None
 
 
 def test_no_parser_says_so_with_the_command_that_brings_one(tmp_path: Path) -> None:
@@ -113,6 +123,7 @@ def test_no_parser_says_so_with_the_command_that_brings_one(tmp_path: Path) -> N
         (tmp_path / "fake" / f"{name}.py").write_text(missing)
     found = ask_parser(write_classifier(tmp_path / "model.onnx"), env=env)
     assert found == Preflight("unavailable", None, found.why)
+    assert find_parser("tensorrt", env) is None
     assert found.why.startswith(
         "no parser could be asked (tensorrt: tensorrt_bindings: not here; tensorrt: not"
     )

@@ -86,6 +86,19 @@ def ask_one(onnx: Path, runtime: Runtime, env: Mapping[str, str] | None = None) 
     return _parse(onnx, runtime, around) if found.outcome in ("unavailable", "died") else found
 
 
+def find_parser(runtime: Runtime, env: Mapping[str, str] | None = None) -> str | None:
+    """Return module and version of a runtime's parser; None where it cannot be imported."""
+    try:
+        answer = ask_process(["version", runtime], env)
+    except DiedError:
+        return None
+    return _parser_name(answer) if answer["answer"] == "here" else None
+
+
+def _parser_name(answer: Answer) -> str:
+    return f"{answer['module']} {answer['version']}"
+
+
 def _parse(onnx: Path, runtime: Runtime, env: dict[str, str]) -> Preflight:
     try:
         answer = ask_process(["parse", runtime, str(onnx)], env)
@@ -93,7 +106,7 @@ def _parse(onnx: Path, runtime: Runtime, env: dict[str, str]) -> Preflight:
         return Preflight("died", " or ".join(MODULES[runtime]), str(error))
     if answer["answer"] != "parsed":
         return Preflight("unavailable", None, str(answer["words"]))
-    parser = f"{answer['module']} {answer['version']}"
+    parser = _parser_name(answer)
     refusals = [Refusal(**one) for one in answer["refusals"]]  # type: ignore[union-attr, arg-type]
     if refusals:
         return Preflight("refused", parser, refusal_text(onnx, refusals))

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from edgevit.backends.preflight import Preflight, ask_one, first_answer
+from edgevit.backends.preflight import Preflight, ask_one, find_parser, first_answer
 from edgevit.errors import BackendError
 from edgevit.pipeline.graphs import SIDES, Graph, Graphs
+from edgevit.pipeline.keys import code_sha256
+from edgevit.pipeline.stages import Stages
 from edgevit.report.model import PreflightFacts
+from edgevit.store import JSON
 from edgevit.target import TENSORRT_RUNTIMES, Precision, Runtime, Target
+
+_ANSWER_FILE = "preflight.json"
+
+
+class _NoAnswerError(Exception):
+    """A parser could not be asked, or died: nothing that the next build should take for its word."""
+
+    def __init__(self, found: Preflight) -> None:
+        super().__init__(found.why)
+        self.found = found
 
 
 @dataclass(frozen=True)
 class Parsers:
-    """What parsers said in this build: each is asked once about a file, whatever targets take it."""
+    """What parsers say: each is asked once about a file, whatever targets take it; builds keep its answer."""
 
+    stages: Stages
+    here: dict[Runtime, str | None] = field(default_factory=dict)
+    """Module and version of each runtime's parser; None where it cannot be imported."""
     said: dict[tuple[str, Runtime], Preflight] = field(default_factory=dict)
-    """By the hash of the file and whose parser."""
+    """By the hash of the file and whose parser; no hash where none can be imported."""
 
     def check(self, target: Target, graphs: Mapping[Precision, Graphs]) -> list[PreflightFacts]:
         """Ask the parser that is here about both graphs, in each precision; the target's own one first.
@@ -49,7 +67,30 @@ class Parsers:
         )
 
     def _ask(self, graph: Graph, runtime: Runtime) -> Preflight:
-        key = graph.sha256, runtime
+        if runtime not in self.here:
+            self.here[runtime] = find_parser(runtime)
+        parser = self.here[runtime]
+        key = graph.sha256 if parser else "", runtime
         if key not in self.said:
-            self.said[key] = ask_one(graph.path, runtime)
+            self.said[key] = self._kept(graph, runtime, parser) if parser else ask_one(graph.path, runtime)
         return self.said[key]
+
+    def _kept(self, graph: Graph, runtime: Runtime, parser: str) -> Preflight:
+        """Return what a parser said of a graph in this build or in an earlier one."""
+        key: dict[str, JSON] = {
+            "onnx": graph.sha256,
+            "parser": parser,
+            "code": code_sha256("engine", "backends/preflight"),
+        }
+
+        def make(folder: Path) -> None:
+            found = ask_one(graph.path, runtime)
+            if found.outcome not in ("accepted", "refused"):
+                raise _NoAnswerError(found)
+            (folder / _ANSWER_FILE).write_text(json.dumps(asdict(found)))
+
+        try:
+            folder = self.stages.run("parse", key, make, of=f"{graph.path.stem}, {parser}")
+        except _NoAnswerError as error:
+            return error.found
+        return Preflight(**json.loads((folder / _ANSWER_FILE).read_text()))

@@ -56,7 +56,7 @@ def measure_targets(
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []
-    parsers, preflights = Parsers(), list[PreflightFacts]()
+    parsers, preflights = Parsers(stages), list[PreflightFacts]()
     kits: list[tuple[Path, KitFacts]] = []
     for wanted in inputs.wanted:
         form = Form.of(inputs.recipe.recipe.export, wanted.target)
