@@ -103,6 +103,7 @@ class OpenVINOModel:
         self.input_shape: Shape = tuple(
             None if size.is_dynamic else size.get_length() for size in compiled.input(0).partial_shape
         )
+        _require_sizes(self.input_shape)
         self.output_names = tuple(port.any_name for port in compiled.outputs)
         self._input = np.empty(0, np.float32)  # the request's own input tensor, once its shape is known
 
@@ -163,6 +164,7 @@ class OnnxRuntimeModel:
         self._precision = options.settings.get(GRAPH_PRECISION, "f32")
         self._input_name = str(inputs[0].name)
         self.input_shape: Shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
+        _require_sizes(self.input_shape)
         self.output_names = tuple(str(port.name) for port in session.get_outputs())
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -232,6 +234,16 @@ def describe(error: Exception, runtime: str) -> str:
 def _require_one_input(names: Sequence[str]) -> None:
     if len(names) != 1:
         raise RefusedError(f"expected a model with one input, got {len(names)}: {', '.join(names)}")
+
+
+def _require_sizes(shape: Shape) -> None:
+    """Refuse a file from elsewhere whose images may be of any size: no size to time it at is the right one."""
+    if None in shape[1:]:
+        sizes = ", ".join("?" if size is None else str(size) for size in shape)
+        raise RefusedError(
+            f"expected an input whose sizes are known but for the batch, got [{sizes}]."
+            " Export it for images of one size"
+        )
 
 
 @dataclass(frozen=True)

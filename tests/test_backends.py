@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import load, save
 from small_onnx import classify, draw_images, write_classifier
 
 from edgevit.backends import BACKENDS, Backend, Session, get_backend
@@ -53,6 +54,16 @@ def test_run_fp32_equals_the_reference(runtime: Runtime, tmp_path: Path) -> None
         logits = session.run(images)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, classify(images), atol=1e-5)
+
+
+def test_file_with_another_input_says_what_is_expected(runtime: Runtime, tmp_path: Path) -> None:
+    onnx = write_classifier(tmp_path / "m.onnx")
+    model = load(onnx)
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "width"
+    save(model, tmp_path / "any.onnx")
+    built = get_backend(runtime).build(tmp_path / "any.onnx", _target(runtime), "fp32", tmp_path / "any")
+    with pytest.raises(BackendError, match=r"whose sizes are known but for the batch, got \[1, 3, 2, \?\]"):
+        get_backend(runtime).load(built, _target(runtime), "fp32")
 
 
 def test_run_dynamic_batch_takes_every_size(runtime: Runtime, tmp_path: Path) -> None:

@@ -9,29 +9,11 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from real_tensorrt import env_of
+from real_tensorrt import WITHOUT_GPU, env_of
 from small_onnx import write_classifier
-from test_export_onnx import ARCHS, RARE, exported
 
 from edgevit.backends.preflight import DiedError, Preflight, ask_parser, ask_process, find_parser
-from edgevit.target import Runtime
 
-PARSERS: dict[str, Runtime] = {"10.15": "tensorrt", "11.2": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
-"""The versions that parse without a GPU."""
-FORMS = [(18, 1), (18, None), (17, 1), (13, 1), (13, None)]
-# Of the other forms one model each here, all with --slow: an export takes seconds.
-QUICK = {("merged", 18, None), ("swin", 13, 1), ("chosen", 13, None), ("dense", 17, 1)}
-
-
-def _is_slow(name: str, opset: int, batch: int | None) -> bool:
-    return name in RARE or ((opset, batch) != (18, 1) and (name, opset, batch) not in QUICK)
-
-
-CASES = [
-    pytest.param(name, opset, batch, marks=pytest.mark.slow if _is_slow(name, opset, batch) else ())
-    for opset, batch in FORMS
-    for name in ARCHS
-]
 REAL = pytest.mark.tensorrt
 
 
@@ -50,31 +32,30 @@ def write_scatter(path: Path) -> Path:
 
 
 @REAL
-@pytest.mark.parametrize("version", PARSERS)
-@pytest.mark.parametrize(("name", "opset", "batch"), CASES)
-def test_every_form_of_model_is_accepted(
-    tmp_path: Path, name: str, opset: int, batch: int | None, version: str
-) -> None:
-    path = exported(tmp_path, ARCHS[name], opset=opset, batch=batch)
-    found = ask_parser(path, [PARSERS[version]], env_of(version))
-    assert found.outcome == "accepted", found.why
-
-
-@REAL
-@pytest.mark.parametrize("version", PARSERS)
+@pytest.mark.parametrize("version", WITHOUT_GPU)
 def test_refused_graph_names_the_node_and_its_operator(tmp_path: Path, version: str) -> None:
-    found = ask_parser(write_scatter(tmp_path / "model.onnx"), [PARSERS[version]], env_of(version))
+    found = ask_parser(write_scatter(tmp_path / "model.onnx"), [WITHOUT_GPU[version]], env_of(version))
     assert (found.outcome, "at blocks.1.merge (ScatterElements)" in found.why) == ("refused", True), found.why
     assert found.parser is not None
     assert found.parser.startswith("tensorrt_")
 
 
 @REAL
-@pytest.mark.parametrize("version", PARSERS)
+def test_refused_graph_of_another_tool_says_that_its_node_has_no_name(tmp_path: Path) -> None:
+    path = write_scatter(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].name = ""
+    onnx.save(model, path)
+    found = ask_parser(path, ["tensorrt"], env_of("11.2"))
+    assert "at a node without a name (ScatterElements)" in found.why, found.why
+
+
+@REAL
+@pytest.mark.parametrize("version", WITHOUT_GPU)
 def test_truncated_file_is_refused(tmp_path: Path, version: str) -> None:
     path = write_classifier(tmp_path / "model.onnx")
     path.write_bytes(path.read_bytes()[:100])
-    assert ask_parser(path, [PARSERS[version]], env_of(version)).outcome == "refused"
+    assert ask_parser(path, [WITHOUT_GPU[version]], env_of(version)).outcome == "refused"
 
 
 @REAL
@@ -84,10 +65,10 @@ def test_weights_beside_the_file_are_found(tmp_path: Path) -> None:
 
 
 @REAL
-@pytest.mark.parametrize("version", PARSERS)
+@pytest.mark.parametrize("version", WITHOUT_GPU)
 def test_parser_is_named_as_in_its_answers(tmp_path: Path, version: str) -> None:
-    named = find_parser(PARSERS[version], env_of(version))
-    answer = ask_parser(write_classifier(tmp_path / "model.onnx"), [PARSERS[version]], env_of(version))
+    named = find_parser(WITHOUT_GPU[version], env_of(version))
+    answer = ask_parser(write_classifier(tmp_path / "model.onnx"), [WITHOUT_GPU[version]], env_of(version))
     assert named is not None
     assert (named, named.split()[1].startswith(version.removeprefix("rtx-"))) == (answer.parser, True)
 
