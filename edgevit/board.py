@@ -237,7 +237,7 @@ def _require_one_input(names: Sequence[str]) -> None:
 
 
 def _require_sizes(shape: Shape) -> None:
-    """Refuse a file from elsewhere whose images may be of any size: no size to time it at is the right one."""
+    """Refuse a file from elsewhere whose images may be of any size: none to time it at is the right one."""
     if None in shape[1:]:
         sizes = ", ".join("?" if size is None else str(size) for size in shape)
         raise RefusedError(
