@@ -56,6 +56,7 @@ from edgevit.target import Precision, Runtime, Target, Timing
 RUNTIMES: dict[Runtime, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 SMALL = "deit_small_patch16_224"
 SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
+MODELS = {"dense": "DeiT-T", "slim": f"DeiT-T, {SLIM.name}"}
 LIMIT = 0.05
 """Points of top-1 that int8 is allowed in the part `limited`."""
 _RANGE_IMAGES = 64
@@ -147,47 +148,53 @@ def accuracy(bench: Bench, notebook: Notebook) -> None:
     """Compare int8 with the same model in fp32 in the same runtime."""
     images = bench.evaluation()
     labels = labels_of(images)
-    for name, title in (("dense", "DeiT-T"), ("slim", f"DeiT-T, {SLIM.name}")):
+    for name, title in MODELS.items():
         graphs = bench.graphs(name)
-        for runtime in RUNTIMES if name == "dense" else ("openvino",):
+        for runtime in RUNTIMES:
             target = bench.target(runtime)
             reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
             for precision in int8_precisions(runtime):
                 found = logits_of(target, precision, graphs["int8"], bench.folder / precision, images)
-                bounds = (
-                    (Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98))
-                    if name == "dense"
-                    else (Bound(high=0.5), Bound(low=0.97))
-                )
-                wanted = bounds if precision == "int8" else (None, None)
+                wanted = wanted_of(name, runtime) if precision == "int8" else (None, None)
                 row = Row(
                     f"{title}, {precision}: {RUNTIMES[runtime]}", cells(reference, found, labels, wanted)
                 )
                 notebook.write("precision", [row])
 
 
+def wanted_of(name: str, runtime: Runtime) -> tuple[Bound, Bound]:
+    """Return the drop and the agreement that int8 is to have."""
+    if name == "slim":
+        return Bound(high=0.5), Bound(low=0.97)
+    return Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98)
+
+
 def limited(bench: Bench, notebook: Notebook) -> None:
-    """Put layers of DeiT-T back into float until int8 holds a limit on calibration images; then evaluate."""
-    graphs, images = bench.graphs("dense"), bench.evaluation()
+    """Put layers back into float until int8 holds a limit on calibration images; then evaluate on others."""
+    images = bench.evaluation()
+    for name, title in MODELS.items():
+        graphs = bench.graphs(name)
+        path, facts = limit_int8(bench, name, graphs)
+        for runtime in RUNTIMES:
+            target = bench.target(runtime)
+            reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
+            answers = logits_of(target, "int8", path, bench.folder / "limited", images)
+            row = cells(reference, answers, labels_of(images), wanted_of(name, runtime)) | facts
+            what = f"{title}, int8 with max_drop = {LIMIT}: {RUNTIMES[runtime]}"
+            notebook.write("precision", [Row(what, row)])
+
+
+def limit_int8(bench: Bench, name: str, graphs: dict[Precision, Path]) -> tuple[Path, dict[str, str]]:
+    """Write a graph that holds the limit on calibration images, and say what is in float there."""
     graph = Int8Graph(graphs["fp32"], graphs["int8"])
     limits = Int8Section(max_drop=LIMIT)
     found, choice = control_int8(graph, graphs["fp32"], bench.calibration(), limits, TOLD)
-    path = bench.folder / "dense-limited.onnx"
+    path = bench.folder / f"{name}-limited.onnx"
     graph.write(path, choice.in_float)
     macs = {one.layer.name: one.layer.macs for one in found}
-    share = sum(macs[name] for name in choice.in_float) / sum(macs.values())
+    share = sum(macs[layer] for layer in choice.in_float) / sum(macs.values())
     TOLD.say(f"in float: {', '.join(choice.in_float) or 'none'}; {choice.before} -> {choice.after}")
-    what = (
-        f"DeiT-T, int8 with max_drop = {LIMIT} ({len(choice.in_float)} layers, {share:.1%} of MACs in float)"
-    )
-    for runtime, title in RUNTIMES.items():
-        target = bench.target(runtime)
-        reference = logits_of(target, "fp32", graphs["fp32"], bench.folder / "fp32", images)
-        answers = logits_of(target, "int8", path, bench.folder / "limited", images)
-        wanted = Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98)
-        notebook.write(
-            "precision", [Row(f"{what}: {title}", cells(reference, answers, labels_of(images), wanted))]
-        )
+    return path, {"layers in float (of their MACs)": f"{len(choice.in_float)} of {len(macs)} ({share:.1%})"}
 
 
 @dataclass(frozen=True)
@@ -257,7 +264,7 @@ def half(bench: Bench, notebook: Notebook) -> None:
     """Compare the fp16 graph with the same model in fp32, in ONNX Runtime."""
     images, target = bench.evaluation(), bench.target("onnxruntime")
     labels = labels_of(images)
-    for name, title in (("dense", "DeiT-T"), ("slim", f"DeiT-T, {SLIM.name}")):
+    for name, title in MODELS.items():
         paths, kept = bench.halved(name)
         reference, found = (
             logits_of(target, precision, paths[precision], bench.folder / precision, images)

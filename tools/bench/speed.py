@@ -32,7 +32,7 @@ from edgevit.models.layers import SlimViT
 from edgevit.models.load import ModelSource, load_model
 from edgevit.plan import Counts
 from edgevit.slim import SlimOptions
-from edgevit.target import Runtime, Target, Timing
+from edgevit.target import Precision, Runtime, Target, Timing
 
 SMALL, TINY = "deit_small_patch16_224", "deit_tiny_patch16_224"
 _EQUAL = 1e-5
@@ -146,13 +146,19 @@ def load_dense(name: str) -> SlimViT:
     return load_model(ModelSource(name)).model
 
 
-def time_pair(bench: Bench, reference: Path, candidate: Path, image: tuple[int, int, int]) -> Pair:
-    """Time two artefacts, and compare their outputs on a few images of noise."""
+def time_pair(
+    bench: Bench,
+    reference: Path,
+    candidate: Path,
+    image: tuple[int, int, int],
+    precision: Precision = "fp32",
+) -> Pair:
+    """Time an artefact in a precision against one in fp32; compare their outputs on a few images of noise."""
     backend = get_backend(bench.target.runtime)
     noise = np.random.default_rng(0).standard_normal((4, 1, *image)).astype(np.float32)
     with (
         backend.load(reference, bench.target, "fp32") as one,
-        backend.load(candidate, bench.target, "fp32") as other,
+        backend.load(candidate, bench.target, precision) as other,
     ):
         difference = max(largest(one.run(sample) - other.run(sample)) for sample in noise)
         return Pair(measure_pair(one, other, noise[0], bench.timing, progress=tell), difference)
