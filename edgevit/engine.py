@@ -263,8 +263,7 @@ def build(trt: ModuleType, onnx: Path, options: BuildOptions, timing_cache: byte
 def refusal_text(onnx: Path, refusals: Sequence[Refusal]) -> str:
     """Put in words what a parser refused: the first node and operator, and how many more."""
     first = refusals[0]
-    node = first.node or "a node without a name"
-    where = f" at {node} ({first.operator})" if first.node or first.operator else ""
+    where = f" at {first.node} ({first.operator})" if first.node or first.operator else ""
     more = f" and {len(refusals) - 1} more" if len(refusals) > 1 else ""
     return f"{onnx}: the parser refuses the graph{where}: {' '.join(first.words.split())}{more}"
 

@@ -41,13 +41,13 @@ def test_refused_graph_names_the_node_and_its_operator(tmp_path: Path, version: 
 
 
 @REAL
-def test_refused_graph_of_another_tool_says_that_its_node_has_no_name(tmp_path: Path) -> None:
+def test_refused_graph_of_another_tool_names_a_node_by_its_output(tmp_path: Path) -> None:
     path = write_scatter(tmp_path / "model.onnx")
     model = onnx.load(path)
     model.graph.node[0].name = ""
     onnx.save(model, path)
     found = ask_parser(path, ["tensorrt"], env_of("11.2"))
-    assert "at a node without a name (ScatterElements)" in found.why, found.why
+    assert "at node_of_y (ScatterElements)" in found.why, found.why
 
 
 @REAL

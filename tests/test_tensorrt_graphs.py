@@ -45,9 +45,11 @@ def narrow() -> SlimViT:
 
 
 def slim_dino() -> SlimViT:
-    """Return a DINOv3 with fewer heads, value dims and neurons; its query dims rotate, and stay whole."""
+    """Return a DINOv3 with fewer heads, dims and neurons; its query dims go by whole pairs that rotate."""
     model = toy_dino()
-    return slim_by_selection(model, toy_plan(model, Counts(heads=2, vo_dim=5, hidden=30), dead_tokens=True))
+    return slim_by_selection(
+        model, toy_plan(model, Counts(heads=2, qk_dim=6, vo_dim=5, hidden=30), dead_tokens=True)
+    )
 
 
 DIMS: dict[str, Arch] = ARCHS | {"swin-dense": SWIN, "cct-dense": CCT_ARCH}
