@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.layers import SlimAttention, SlimViT
 from edgevit.models.timm_blocks import (
-    MLPS,
     activation_name,
     copy_affine,
     copy_mlp,
@@ -18,7 +17,7 @@ from edgevit.models.timm_blocks import (
     is_gated,
     norm_place,
     refuse_forms,
-    unknown_mlp_forms,
+    unknown_block_forms,
     unknown_norms,
 )
 
@@ -62,23 +61,9 @@ def _unknown_forms(model: Eva) -> list[str]:
     problems = [problem for found, problem in checks if found]
     problems += unknown_norms((model.norm, model.fc_norm, model.norm_pre))
     for index, block in enumerate(model.blocks):
-        problems += [f"blocks.{index}: {problem}" for problem in _unknown_block_forms(block)]
+        found = unknown_block_forms(block, EvaBlock, EvaAttention)
+        problems += [f"blocks.{index}: {problem}" for problem in found]
     return problems
-
-
-def _unknown_block_forms(block: EvaBlock) -> list[str]:
-    if type(block) is not EvaBlock:
-        return [f"block {type(block).__name__} where timm's EvaBlock is expected"]
-    if type(block.attn) is not EvaAttention or type(block.mlp) not in MLPS:
-        found = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
-        return [f"{found} where EvaAttention and Mlp, GluMlp or SwiGLU are expected"]
-    checks = [
-        (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_inner)"),
-        (block.attn.gate is not None, "gated attention"),
-    ]
-    problems = [problem for found, problem in checks if found]
-    norms = (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm)
-    return problems + unknown_norms(norms) + unknown_mlp_forms(block.mlp)
 
 
 def _read_arch(model: Eva) -> Arch:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from timm import layers
 from timm.layers.attention import Attention
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -71,6 +71,30 @@ def unknown_mlp_forms(mlp: layers.Mlp | layers.GluMlp | layers.SwiGLU) -> list[s
         (activation_name(mlp.act) is None, f"activation {type(mlp.act).__name__}"),
     ]
     return [problem for found, problem in checks if found]
+
+
+def unknown_block_forms(
+    block: Block | EvaBlock, block_type: type[nn.Module], attention_type: type[nn.Module]
+) -> list[str]:
+    """List what a block of a plain or an EVA Vision Transformer has that a slim one has not.
+
+    Args:
+        block: whatever stands among the model's blocks.
+        block_type: what it has to be, no class derived from it.
+        attention_type: the same of its attention.
+    """
+    if type(block) is not block_type:
+        return [f"block {type(block).__name__} where timm's {block_type.__name__} is expected"]
+    if type(block.attn) is not attention_type or type(block.mlp) not in MLPS:
+        found = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
+        return [f"{found} where {attention_type.__name__} and Mlp, GluMlp or SwiGLU are expected"]
+    problems = []
+    if not isinstance(block.attn.norm, nn.Identity):
+        problems.append("a norm on the attention output (scale_attn_norm or scale_attn_inner)")
+    if getattr(block.attn, "gate", None) is not None:
+        problems.append("gated attention")
+    norms = (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm)
+    return problems + unknown_norms(norms) + unknown_mlp_forms(block.mlp)
 
 
 def activation_name(activation: nn.Module) -> Activation | None:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.models.timm_blocks import (
-    MLPS,
     activation_name,
     copy_block,
     copy_stem_and_head,
     is_gated,
     norm_place,
     refuse_forms,
-    unknown_mlp_forms,
+    unknown_block_forms,
     unknown_norms,
 )
 
@@ -69,19 +68,8 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
 
 
 def _unknown_block_forms(block: Block) -> list[str]:
-    if type(block) is not Block:
-        return [f"block {type(block).__name__} where timm's Block is expected"]
-    if type(block.attn) is not Attention or type(block.mlp) not in MLPS:
-        found = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
-        return [f"{found} where Attention and Mlp, GluMlp or SwiGLU are expected"]
-    checks = [
-        (not isinstance(block.attn.norm, nn.Identity), "a norm on the attention output (scale_attn_norm)"),
-        (getattr(block.attn, "gate", None) is not None, "gated attention"),
-    ]
-    problems = [problem for found, problem in checks if found]
-    problems += unknown_norms((block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm))
-    problems += unknown_mlp_forms(block.mlp)
-    for scale in (block.ls1, block.ls2):
+    problems = unknown_block_forms(block, Block, Attention)
+    for scale in (getattr(block, name, nn.Identity()) for name in ("ls1", "ls2")):
         if not isinstance(scale, layers.LayerScale | nn.Identity):
             problems.append(f"{type(scale).__name__} where LayerScale is expected")
     return problems
