@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from timm import layers
 from timm.layers.attention import Attention
-from timm.models.eva import Eva, EvaBlock
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ def unknown_mlp_forms(mlp: layers.Mlp | layers.GluMlp | layers.SwiGLU) -> list[s
 
 
 def unknown_block_forms(
-    block: Block | EvaBlock, block_type: type[nn.Module], attention_type: type[nn.Module]
+    block: Block | EvaBlock,
+    block_type: type[Block | EvaBlock],
+    attention_type: type[Attention | EvaAttention],
 ) -> list[str]:
     """List what a block of a plain or an EVA Vision Transformer has that a slim one has not.
 
