@@ -51,7 +51,8 @@ class Parsers:
 
     def _check(self, target: Target, precision: Precision, side: str, graph: Graph) -> PreflightFacts:
         runtimes = sorted(TENSORRT_RUNTIMES, key=lambda runtime: runtime != target.runtime)
-        found = first_answer((runtime, self._ask(graph, runtime)) for runtime in runtimes)
+        label = f"{side} {precision}"
+        found = first_answer((runtime, self._ask(graph, runtime, label)) for runtime in runtimes)
         if found.outcome == "refused":
             raise BackendError(
                 f"{target.name} {precision}: {found.parser} does not take the {side} graph. {found.why}."
@@ -66,20 +67,21 @@ class Parsers:
             why=found.why,
         )
 
-    def _ask(self, graph: Graph, runtime: Runtime) -> Preflight:
+    def _ask(self, graph: Graph, runtime: Runtime, label: str) -> Preflight:
         if runtime not in self.here:
             self.here[runtime] = find_parser(runtime)
         parser = self.here[runtime]
         key = graph.sha256 if parser else "", runtime
         if key not in self.said:
-            self.said[key] = self._kept(graph, runtime, parser) if parser else ask_one(graph.path, runtime)
+            of = f"{label}, {parser}"
+            self.said[key] = self._kept(graph, runtime, of) if parser else ask_one(graph.path, runtime)
         return self.said[key]
 
-    def _kept(self, graph: Graph, runtime: Runtime, parser: str) -> Preflight:
-        """Return what a parser said of a graph in this build or in an earlier one."""
+    def _kept(self, graph: Graph, runtime: Runtime, of: str) -> Preflight:
+        """Return what the parser that is here said of a graph, in this build or in an earlier one."""
         key: dict[str, JSON] = {
             "onnx": graph.sha256,
-            "parser": parser,
+            "parser": self.here[runtime],
             "code": code_sha256("engine", "backends/preflight"),
         }
 
@@ -90,7 +92,7 @@ class Parsers:
             (folder / _ANSWER_FILE).write_text(json.dumps(asdict(found)))
 
         try:
-            folder = self.stages.run("parse", key, make, of=f"{graph.path.stem}, {parser}")
+            folder = self.stages.run("parse", key, make, of=of)
         except _NoAnswerError as error:
             return error.found
         return Preflight(**json.loads((folder / _ANSWER_FILE).read_text()))
