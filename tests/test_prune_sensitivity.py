@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from toy_dinos import toy_dino
 from toy_swins import SWIN
 from toy_vits import ARCH, few_cause_images, toy_arch, toy_model, toy_plan
 
@@ -72,6 +73,19 @@ def test_kinds_that_a_model_refuses_are_not_measured(arch: object, refused: set[
     found = measure(model, Grid(heads=(), qk_dim=(0.5,), vo_dim=(0.5,), hidden=(0.5,), tokens=(0.3,)))
     kinds = {curve.kind for block in found.blocks for curve in block}
     assert kinds == {"qk_dim", "vo_dim", "hidden", "tokens"} - refused
+
+
+def test_rotary_pairs_are_measured_with_the_errors_of_whole_pairs() -> None:
+    model = toy_dino()
+    for block in model.blocks:
+        block.attn.q.weight[[row for row in range(24) if row % 8 in (1, 2, 5, 6)]] = 0
+    curve = measure(model, Grid(heads=(), qk_dim=(0.5, 0.25), vo_dim=(), hidden=(), tokens=())).curve(
+        0, "qk_dim"
+    )
+    assert curve is not None
+    assert curve.counts == (4, 2)
+    assert curve.at(4) < 1e-6 < curve.at(2)
+    assert curve.errors[1] == curve.errors[0] > curve.errors[2] > curve.errors[4] == curve.errors[8] == 0
 
 
 def test_neurons_that_nothing_reads_cost_nothing() -> None:
