@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "post-norm": (partial(dino, use_post_norm=True), "block EvaBlockPostNorm where timm's EvaBlock"),
     "norm in attention": (partial(dino, scale_attn_inner=True), "scale_attn_inner"),
     "norm in the MLP": (partial(dino, swiglu_mlp=True, scale_mlp=True), "scale_mlp_norm"),
-    "no classifier": (partial(dino, num_classes=0), r"no classifier \(num_classes = 0\)"),
+    "no classifier": (partial(dino, num_classes=0), "no classifier .* num_classes in model.options"),
     "pooling by attention": (partial(dino, global_pool="map"), "global_pool = 'map'"),
 }
 

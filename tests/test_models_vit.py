@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "norm inside a gated MLP": (partial(vit, mlp_layer=SwiGLU, scale_mlp_norm=True), "scale_mlp_norm"),
     "map pooling": (partial(vit, global_pool="map", class_token=False), r"attention-pooling head"),
     "max pooling": (partial(vit, global_pool="max"), "global_pool = 'max'"),
-    "no classifier": (partial(vit, num_classes=0), r"no classifier \(num_classes = 0\)"),
+    "no classifier": (partial(vit, num_classes=0), "no classifier .* num_classes in model.options"),
     "free image size": (partial(vit, dynamic_img_size=True), "an exported graph has one image size"),
     "patch dropout": (partial(vit, patch_drop_rate=0.5), "patch dropout"),
     "parallel blocks": (

@@ -127,6 +127,19 @@ def test_rotary_dims_go_in_pairs_the_same_in_all_heads(options: dict[str, float]
         assert options["macs"] - 0.02 < share(model, plan) <= options["macs"]
 
 
+def test_zeros_of_a_gated_mlp_leave_a_neuron_that_its_bias_keeps_alive() -> None:
+    model = toy_dino()
+    for block in model.blocks:
+        assert block.mlp.gate is not None
+        block.mlp.fc1.weight[[3, 4]] = 0
+        block.mlp.fc1.bias[4] = 0
+        block.mlp.gate.weight[7] = 0
+    plan = decided(model, zeros=True)
+    assert {block.kept.hidden for block in plan.blocks} == {tuple(j for j in range(96) if j != 4)}
+    image = noise_images(3, model.arch)
+    torch.testing.assert_close(slim_by_selection(model, plan)(image), model(image), rtol=1e-5, atol=1e-5)
+
+
 def test_zeros_of_rotary_dims_go_where_a_pair_is_zero_in_all_heads() -> None:
     model = toy_dino()
     for block in model.blocks:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.layers import SlimAttention, SlimViT
 from edgevit.models.timm_blocks import (
+    NO_CLASSIFIER,
     activation_name,
     copy_affine,
     copy_mlp,
@@ -55,7 +56,7 @@ def _unknown_forms(model: Eva) -> list[str]:
     checks = [
         (model.patch_drop is not None, "patch dropout"),
         (model.global_pool not in ("token", "avg"), f"global_pool = {model.global_pool!r}"),
-        (not isinstance(model.head, nn.Linear), "no classifier (num_classes = 0)"),
+        (not isinstance(model.head, nn.Linear), NO_CLASSIFIER),
         (model.rope is not None and type(model.rope) not in _ROPES, f"positions {type(model.rope).__name__}"),
     ]
     problems = [problem for found, problem in checks if found]

@@ -9,7 +9,7 @@ from edgevit.errors import UnsupportedModelError
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.cct import CCT
 from edgevit.models.layers import SlimViT
-from edgevit.models.timm_blocks import copy_affine, copy_attention
+from edgevit.models.timm_blocks import NO_CLASSIFIER, copy_affine, copy_attention
 from edgevit.models.tokenizer import ConvTokenizer
 
 
@@ -22,7 +22,7 @@ def from_cct(model: CCT, name: str) -> SlimViT:
         UnsupportedModelError: no classifier; `name` is what the user called the model.
     """
     if not model.num_classes:
-        raise UnsupportedModelError(f"model {name}: no classifier (num_classes = 0).")
+        raise UnsupportedModelError(f"model {name}: {NO_CLASSIFIER}.")
     slim = SlimViT(_read_arch(model)).eval()
     head = model.classifier
     with torch.no_grad():

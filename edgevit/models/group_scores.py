@@ -35,9 +35,21 @@ def vo_norms(attention: SlimAttention) -> Tensor:
 
 
 def neuron_norms(mlp: SlimMlp) -> Tensor:
-    """Return for each neuron the norms of its fc1 row, gate row (where there is one) and fc2 column, [F]."""
-    norms: Tensor = mlp.fc1.weight.norm(dim=1) * mlp.fc2.weight.norm(dim=0)
-    return norms if mlp.gate is None else norms * mlp.gate.weight.norm(dim=1)
+    """Return for each neuron the norms of its fc1 row, gate row (where there is one) and fc2 column, [F].
+
+    A neuron that reads nothing is a constant, and worth 0. Where there is a gate, rows have their biases with
+    them: one row of zeros and a bias still pass on what the other row reads.
+    """
+    columns: Tensor = mlp.fc2.weight.norm(dim=0)
+    read: Tensor = mlp.fc1.weight.norm(dim=1)
+    if mlp.gate is None:
+        return read * columns
+    rows, gates = (
+        torch.cat([layer.weight, layer.bias.unsqueeze(1)], dim=1).norm(dim=1) for layer in (mlp.fc1, mlp.gate)
+    )
+    constant = (read == 0) & (mlp.gate.weight.norm(dim=1) == 0)
+    norms: Tensor = (rows * gates * columns).masked_fill(constant, 0.0)
+    return norms
 
 
 def group_scores(model: SlimViT) -> Scores:

@@ -19,6 +19,7 @@ from edgevit.models.arch import Arch, BlockDims, Window
 from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimViT
 from edgevit.models.timm_blocks import (
+    NO_CLASSIFIER,
     activation_name,
     copy_affine,
     copy_block,
@@ -79,7 +80,7 @@ def _unknown_forms(model: SwinTransformer) -> list[str]:
     checks = [
         (type(embedding) is not layers.PatchEmbed, f"patch embedding {type(embedding).__name__}"),
         (model.global_pool != "avg", f"global_pool = {model.global_pool!r}"),
-        (not isinstance(model.head.fc, nn.Linear), "no classifier (num_classes = 0)"),
+        (not isinstance(model.head.fc, nn.Linear), NO_CLASSIFIER),
         (model.dynamic_img_size, "dynamic_img_size = true: an exported graph has one image size"),
     ]
     problems = [problem for found, problem in checks if found]

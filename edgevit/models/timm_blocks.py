@@ -18,6 +18,12 @@ from edgevit.models.arch import Activation, Arch, NormPlace
 from edgevit.models.cct import CctAttention
 from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
 
+NO_CLASSIFIER = (
+    "no classifier (num_classes = 0). Give it one in a recipe, by num_classes in model.options and weights"
+    " that have it"
+)
+"""What a model without a head is told, as many published DINOv2 and v3 are."""
+
 _Affine = nn.Linear | nn.LayerNorm | nn.Conv2d
 
 

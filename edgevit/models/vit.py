@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.models.timm_blocks import (
+    NO_CLASSIFIER,
     activation_name,
     copy_block,
     copy_stem_and_head,
@@ -57,7 +58,7 @@ def _unknown_forms(model: VisionTransformer) -> list[str]:
         (not isinstance(model.patch_drop, nn.Identity), "patch dropout"),
         (model.attn_pool is not None, "an attention-pooling head (global_pool = 'map')"),
         (pooling not in ("token", "avg") and model.attn_pool is None, f"global_pool = {pooling!r}"),
-        (not isinstance(model.head, nn.Linear), "no classifier (num_classes = 0)"),
+        (not isinstance(model.head, nn.Linear), NO_CLASSIFIER),
         (model.dynamic_img_size, "dynamic_img_size = true: an exported graph has one image size"),
     ]
     problems = [problem for found, problem in checks if found]
