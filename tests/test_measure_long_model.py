@@ -8,7 +8,7 @@ import pytest
 from toy_vits import toy_arch
 
 from edgevit.errors import UnsupportedModelError
-from edgevit.measure.long_model import make_long_model
+from edgevit.measure.long_model import make_long_model, make_whole_models
 from edgevit.models.arch import Arch, BlockDims
 
 DENSE = BlockDims(
@@ -68,3 +68,26 @@ def test_model_whose_blocks_differ_is_refused() -> None:
     blocks = (DENSE, dataclasses.replace(DENSE, hidden=768))
     with pytest.raises(UnsupportedModelError, match=r"budget: .* Give the budget as macs or params"):
         make_long_model(dataclasses.replace(DEIT_S, blocks=blocks))
+
+
+def test_whole_models_are_as_deep_as_the_dense_one_and_merge_once_or_twice() -> None:
+    found = make_whole_models(DEIT_S)
+    merges = {name: sum(block.merged > 0 for block in arch.blocks) for name, arch in found.items()}
+    assert list(merges.values()) == [0, 1, 1, 2, 1]
+    assert {len(arch.blocks) for arch in found.values()} == {12}
+    assert {arch.blocks[-1].queries for arch in found.values()} == {1}
+    assert found["merged once to 60 %"].blocks[4].tokens_out == 118
+    assert found["merged twice to 50 %"].blocks[-1].tokens_in == 98
+    assert found["merged once to 70 %, narrower"].blocks[0].hidden == 1152
+
+
+@pytest.mark.parametrize(("depth", "count"), [(1, 1), (2, 5), (3, 5)])
+def test_whole_models_of_few_blocks_merge_before_the_last(depth: int, count: int) -> None:
+    found = make_whole_models(toy_arch(depth=depth))
+    assert len(found) == count
+    assert all(arch.blocks[-1].merged == 0 for arch in found.values())
+
+
+def test_whole_models_of_a_rotary_model_merge_nothing() -> None:
+    (arch,) = make_whole_models(dataclasses.replace(DEIT_S, rotary=True)).values()
+    assert {(block.qk_dim, block.vo_dim, block.tokens_in) for block in arch.blocks} == {(64, 32, 197)}

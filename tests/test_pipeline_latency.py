@@ -10,7 +10,7 @@ from toy_vits import noise_images, toy_arch, toy_model
 from edgevit.backends.openvino import OpenVINO
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.precision import quantise
-from edgevit.measure.long_model import Grid, make_long_model
+from edgevit.measure.long_model import Grid, make_long_model, make_whole_models
 from edgevit.measure.table import LatencyTable
 from edgevit.pipeline import latency
 from edgevit.pipeline.graphs import Form, Graph
@@ -50,7 +50,8 @@ def measure(stages: Stages, dense: Graph, target: Target = TARGET) -> tuple[Late
 
 def test_table_has_a_time_for_every_part(stages: Stages, dense: Graph) -> None:
     table, made = measure(stages, dense)
-    assert made == ["latency-parts fp32", "latency-times here fp32"]
+    assert made == ["latency-times here fp32"]
+    assert [check.name for check in table.checks] == list(make_whole_models(ARCH))
     assert [part.name for part in table.parts] == list(make_long_model(ARCH, GRID).parts)
     assert all(part.ms > 0 for part in table.parts)
     assert table.on.versions["openvino"] == OpenVINO().versions()["openvino"]
@@ -102,5 +103,8 @@ def test_table_in_int8_is_of_parts_that_quantise(stages: Stages, dense: Graph, t
     table = measure_table(stages, (TARGET, "int8"), FORM, graph, GRID)
     assert table.on.precision == "int8"
     assert all(part.ms > 0 for part in table.parts)
-    (parts,) = stages.store.root.rglob("latency-parts-*/third.onnx")
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(parts).graph.node)
+
+
+def test_model_of_random_numbers_in_int8_is_quantised(tmp_path: Path) -> None:
+    path = latency._write_random(ARCH, FORM, "int8", tmp_path / "one")
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)

@@ -3,19 +3,20 @@
 All parts come from one model, so that it is exported and quantised once: the dense block, the same with fewer
 heads, dims and neurons, then blocks that merge tokens and some behind them, and last one that computes only
 the tokens that the head reads. A part is a few blocks in a row, and each block is in as many parts: a block
-takes longer between others than alone (docs/methods.md).
+takes longer between others than alone (docs/methods.md). Beside the parts, a few whole models of the dense
+one's depth are timed, which show what parts do not.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edgevit.errors import UnsupportedModelError
-from edgevit.models.anatomy import read_anatomy
+from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch, BlockDims
-from edgevit.plan import Kind
+from edgevit.plan import Anatomy, Counts, Kind, plan_from_counts
 
 _WINDOW = 2
 _WIDTHS: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
@@ -112,22 +113,23 @@ def _narrow(full: BlockDims, refused: dict[Kind, str], grid: Grid) -> Iterator[t
         for share in grid.widths if kind not in refused else ():
             count = _count(int(getattr(full, kind)), share, _STEPS[kind])
             yield f"{kind} {count}", _with(full, {kind: count})
-    halves = _halves(full, refused)
+    halves = _narrower(full, refused, 0.5)
     yield "half of heads", _with(full, {"heads": halves["heads"]})
     yield "half of dims", _with(full, {k: halves[k] for k in ("qk_dim", "vo_dim") if k in halves})
     yield "half of all", _with(full, halves)
 
 
-def _halves(full: BlockDims, refused: dict[Kind, str]) -> dict[Kind, int]:
+def _narrower(full: BlockDims, refused: Mapping[Kind, str], share: float) -> dict[Kind, int]:
+    """Return a share of each width that can be cut."""
     return {
-        kind: _count(int(getattr(full, kind)), 0.5, step)
+        kind: _count(int(getattr(full, kind)), share, step)
         for kind, step in _STEPS.items()
         if kind not in refused
     }
 
 
 def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid) -> None:
-    halves = _halves(full, refused)
+    halves = _narrower(full, refused, 0.5)
     dense = full.tokens_in
     for share in grid.steps_down:
         row.merge(f"merge to {share:.0%}", full, share, dense)
@@ -137,6 +139,44 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid
         row.add(f"half of dims at {share:.0%}", _with(full, {k: v for k, v in halves.items() if "dim" in k}))
         row.add(f"half of heads at {share:.0%}", _with(full, {"heads": halves["heads"]}))
         row.add(f"half of hidden at {share:.0%}", _with(full, {"hidden": halves["hidden"]}))
+
+
+def make_whole_models(arch: Arch) -> dict[str, Arch]:
+    """Return models that are timed whole beside the parts of the long one, by name.
+
+    They are as plans make them: narrower ones, and some that merge tokens in one block or in two.
+
+    Args:
+        arch: of the dense model, one that `make_long_model` takes.
+    """
+    anatomy, full = read_anatomy(arch), arch.blocks[0]
+    most = full.tokens_in
+    early, third, half = (max(0, min(len(arch.blocks) // part, len(arch.blocks) - 2)) for part in (4, 3, 2))
+    narrow = {share: Counts(**_narrower(full, anatomy.refused, share)) for share in (0.75, 0.5)}
+    found = {"half of all widths": narrow[0.5]}
+    if "tokens" not in anatomy.refused and len(arch.blocks) > 1:
+        once = _falling(anatomy, {third: round(0.7 * most)})
+        found["merged once to 60 %"] = Counts(tokens=_falling(anatomy, {third: round(0.6 * most)}))
+        found["merged once to 85 %"] = Counts(tokens=_falling(anatomy, {third: round(0.85 * most)}))
+        found["merged twice to 50 %"] = Counts(
+            tokens=_falling(anatomy, {early: round(0.8 * most), half: round(0.5 * most)})
+        )
+        found["merged once to 70 %, narrower"] = dataclasses.replace(narrow[0.75], tokens=once)
+    dead = arch.read_tokens is not None
+    return {
+        name: slim_arch(arch, plan_from_counts(anatomy, counts, dead_tokens=dead))
+        for name, counts in found.items()
+    }
+
+
+def _falling(anatomy: Anatomy, counts: dict[int, int]) -> list[int]:
+    """Return the tokens behind each block where some blocks merge down to a count, as far as one can."""
+    left, found = anatomy.blocks[0].tokens, []
+    for index in range(len(anatomy.blocks)):
+        least = left - (left - anatomy.prefix + 1) // 2
+        left = max(least, min(left, counts.get(index, left)))
+        found.append(left)
+    return found
 
 
 def _with(full: BlockDims, counts: dict[Kind, int]) -> BlockDims:

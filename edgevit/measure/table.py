@@ -6,15 +6,17 @@ relative errors of timed blocks (Lawson and Hanson, "Solving Least Squares Probl
 between and beyond the timed dims a time never falls where a dim grows, and no timed block counts for more
 because it is larger.
 
+A part has the caches to itself, which a whole model fills. What that changes is fitted to a few whole models:
+one factor on all that parts take, and a surplus for each block, weight, merge and block behind a merge.
+
 Shapes: n timed parts, t terms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,17 @@ from edgevit.errors import MeasurementError
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.target import Precision
 
-TABLE_SCHEMA = 1
 _REGISTER = 16  # floats in 512 bits
 _TILE = 64  # columns that kernels of matrix products on CPUs take at once
 _BESIDE_BLOCKS = ("stem", "head", "part", "copied")
+_SURPLUS = ("block", "weights", "merge", "gathering", "sizes")
+"""Terms of which a whole model takes more than its parts do."""
+_SURPLUS_SHARE = 0.03
+"""About how much: a share of the dense model's time for all that it has of a term, or for one whole merge."""
+_FACTOR_SPREAD = 0.05
+"""About how far from 1 the factor on all parts is."""
+_WHOLE_SPREAD = 0.01
+"""About how far times of whole models are off, as a share; the dense model's counts ten times as much."""
 
 Terms = Mapping[str, float]
 """What something computes, by term, in millions; `block` and its like in pieces."""
@@ -173,11 +182,6 @@ class Check:
     measured_ms: float
     predicted_ms: float
 
-    @property
-    def error(self) -> float:
-        """Return how far the prediction is above the measurement, as a share of it."""
-        return self.predicted_ms / self.measured_ms - 1.0
-
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -190,12 +194,13 @@ class LatencyTable:
     """How much slower all parts together ran in the second half of the timing than in the first."""
     parts: tuple[TimedPart, ...]
     ms_per_unit: Mapping[str, float]
-    """Of each term."""
-    scale: float = 1.0
-    """How many times as long the whole dense model takes as its parts together: its weights share the caches
-    with those of all other blocks."""
+    """Of each term, in a part."""
+    factor: float = 1.0
+    """How many times as long the same takes in a whole model."""
+    surplus: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per unit that some terms take in a whole model beside that."""
     checks: tuple[Check, ...] = ()
-    """Models that were timed whole, beside their predictions."""
+    """Models that were timed whole, each beside what a table without it predicts."""
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -204,16 +209,23 @@ class LatencyTable:
 
     def rest_ms(self) -> float:
         """Return the time of everything that is no block."""
-        return self.scale * (self.ms_per_unit["stem"] + self.ms_per_unit["head"])
+        return self.factor * (self.ms_per_unit["stem"] + self.ms_per_unit["head"])
 
     def block_ms(self, arch: Arch, block: BlockDims, *, sized: bool) -> float:
-        """Return the time of one block; see `block_terms`."""
-        return self.scale * _sum(block_terms(arch, block, sized=sized), self.ms_per_unit)
+        """Return the time of one block of a whole model; see `block_terms`."""
+        return self._whole_ms(block_terms(arch, block, sized=sized))
 
     def blocks_of_part_ms(self, part: TimedPart) -> float:
-        """Return the time of a timed part's blocks: without what it took as a graph, and stem or head."""
+        """Return the time that a timed part's blocks take in a whole model.
+
+        It is without what the part took as a graph of its own, and without stem or head.
+        """
         beside = {name: count for name, count in part.terms.items() if name in _BESIDE_BLOCKS}
-        return self.scale * max(0.0, part.ms - _sum(beside, self.ms_per_unit))
+        alone = max(0.0, part.ms - _sum(beside, self.ms_per_unit))
+        return self.factor * alone + _sum(part.terms, self.surplus)
+
+    def _whole_ms(self, terms: Terms) -> float:
+        return self.factor * _sum(terms, self.ms_per_unit) + _sum(terms, self.surplus)
 
     def blocks_ms(self, arch: Arch) -> tuple[float, ...]:
         """Return the time of each block of a model."""
@@ -233,25 +245,70 @@ def make_table(on: TableDevice, embed: int, timed: Sequence[TimedPart], drift: f
     return LatencyTable(on, embed, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
 
 
-def scale_table(table: LatencyTable, arch: Arch, measured_ms: float) -> LatencyTable:
-    """Return the table whose prediction for a model that was timed whole beside the parts is what it took.
+@dataclass(frozen=True)
+class TimedModel:
+    """A model that was timed whole, beside the parts."""
+
+    name: str
+    arch: Arch
+    ms: float
+    """Median."""
+
+
+def fit_whole(table: LatencyTable, dense: TimedModel, others: Sequence[TimedModel]) -> LatencyTable:
+    """Return the table with what parts do not show, found in models that were timed whole.
+
+    Its prediction for the dense model is what that took: speed-ups are against it. The others are also each
+    predicted by a table that was fitted without it.
+
+    Args:
+        table: fitted to parts.
+        dense: the model that is slimmed.
+        others: slim ones of it.
 
     Raises:
         MeasurementError: the parts tell nothing of blocks.
     """
-    predicted = table.total_ms(arch)
-    if predicted <= 0:
+    if table.total_ms(dense.arch) <= 0:
         raise MeasurementError(
             f"{table.on.runtime} {table.on.precision}: expected two blocks to take longer than one, got"
             " times that do not depend on their blocks. Stop other programs and build again."
         )
-    return dataclasses.replace(table, scale=table.scale * measured_ms / predicted)
+    checks = []
+    for left_out in others:
+        fitted = _with_surplus(table, dense, [model for model in others if model is not left_out])
+        checks.append(Check(left_out.name, left_out.ms, fitted.total_ms(left_out.arch)))
+    return dataclasses.replace(_with_surplus(table, dense, others), checks=tuple(checks))
 
 
-def check_table(table: LatencyTable, name: str, arch: Arch, measured_ms: float) -> LatencyTable:
-    """Return the table with one more model that was timed whole."""
-    check = Check(name, measured_ms, table.total_ms(arch))
-    return dataclasses.replace(table, checks=(*table.checks, check))
+def _with_surplus(table: LatencyTable, dense: TimedModel, others: Sequence[TimedModel]) -> LatencyTable:
+    """Fit the factor and the surplus by non-negative least squares, each held near what is usual."""
+    merged = dataclasses.replace(dense.arch.blocks[0], tokens_out=dense.arch.blocks[0].tokens_in - 1)
+    one_merge = _merge_terms(dense.arch, merged)
+    whole = _model_terms(dense.arch)
+    unit = {name: one_merge.get(name) or whole.get(name) or len(dense.arch.blocks) for name in _SURPLUS}
+    spread = {name: _SURPLUS_SHARE * dense.ms / amount for name, amount in unit.items()}
+    rows, wanted = [], []
+    for model, error in ((dense, _WHOLE_SPREAD / 10), *((model, _WHOLE_SPREAD) for model in others)):
+        terms = _model_terms(model.arch)
+        amounts = [terms.get(name, 0.0) * spread[name] for name in _SURPLUS]
+        rows.append(np.array([_sum(terms, table.ms_per_unit), *amounts]) / (error * model.ms))
+        wanted.append(1.0 / error)
+    rows += list(np.diag([1.0 / _FACTOR_SPREAD, *(1.0 for _ in _SURPLUS)]))
+    wanted += [1.0 / _FACTOR_SPREAD, *(0.0 for _ in _SURPLUS)]
+    found, _ = nnls(np.array(rows), np.array(wanted))
+    factor, *shares = found.tolist()
+    surplus = {name: share * spread[name] for name, share in zip(_SURPLUS, shares, strict=True)}
+    fitted = dataclasses.replace(table, factor=factor, surplus=surplus)
+    rest = dense.ms / fitted.total_ms(dense.arch)  # a thousandth or so
+    return dataclasses.replace(
+        table, factor=rest * factor, surplus={name: rest * ms for name, ms in surplus.items()}
+    )
+
+
+def _model_terms(arch: Arch) -> dict[str, float]:
+    """Count what a whole model computes."""
+    return part_terms(arch, range(len(arch.blocks)))
 
 
 @dataclass(frozen=True)
@@ -289,33 +346,3 @@ class LatencyCost:
     def total(self, arch: Arch) -> float:
         """Return the time of a whole model of these dims."""
         return self.table.total_ms(arch)
-
-
-def table_to_json(table: LatencyTable) -> str:
-    """Write a table as JSON text, the same for equal tables."""
-    return json.dumps({"schema": TABLE_SCHEMA, **dataclasses.asdict(table)}, indent=1, sort_keys=True) + "\n"
-
-
-def table_from_json(text: str, where: str) -> LatencyTable:
-    """Rebuild a table from `table_to_json`.
-
-    Raises:
-        MeasurementError: another schema, or keys that are missing or unknown; `where` names the file.
-    """
-    try:
-        data = json.loads(text)
-        schema = data.pop("schema")
-        on = TableDevice(**data.pop("on"))
-        parts = tuple(TimedPart(**part) for part in data.pop("parts"))
-        checks = tuple(Check(**check) for check in data.pop("checks"))
-        table = LatencyTable(on=on, parts=parts, checks=checks, **data)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise MeasurementError(
-            f"{where}: expected a latency table, got something else ({error}). Delete it to measure again."
-        ) from error
-    if schema != TABLE_SCHEMA:
-        raise MeasurementError(
-            f"{where}: expected a latency table of schema {TABLE_SCHEMA}, got {schema}. Delete it to measure"
-            " again."
-        )
-    return table

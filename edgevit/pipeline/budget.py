@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgevit.errors import PlanError
 from edgevit.images import Images
+from edgevit.measure.table import LatencyTable
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.pipeline.inputs import Inputs
@@ -29,7 +30,7 @@ from edgevit.prune.allocate import Allocation, allocate, choices_of
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
 from edgevit.prune.sensitivity import BlockFile, Grid, joint_kl, measure_sensitivity
-from edgevit.report.model import BudgetBlock, BudgetFacts
+from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
 from edgevit.slim.act import require_closed_form
 from edgevit.store import JSON, canonical_json
 
@@ -105,8 +106,22 @@ def budget_facts(stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[
         predicted_kl=allocation.kl,
         measured_kl=_measured_kl(stages, dense, slim, found.images),
         images=len(found.images),
+        table=None if limit.timed is None else _table_facts(limit.timed.table),
         blocks=tuple(BudgetBlock(cost=cost, kl=kl) for cost, kl in parts),
         decisions=tuple(decisions(found.dense, allocation, limit.unit, limit.costs)),
+    )
+
+
+def _table_facts(table: LatencyTable) -> TableFacts:
+    """Say how far off a latency table is."""
+    return TableFacts(
+        parts=len(table.parts),
+        worst_part=max(map(abs, table.errors)),
+        drift=table.drift,
+        whole=tuple(
+            TimedWhole(name=model.name, measured=model.measured_ms, predicted=model.predicted_ms)
+            for model in table.checks
+        ),
     )
 
 

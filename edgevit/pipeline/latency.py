@@ -18,15 +18,16 @@ from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.parts import cut_parts
 from edgevit.export.precision import quantise
-from edgevit.measure.long_model import GRID, Grid, LongModel, make_long_model
+from edgevit.measure.long_model import GRID, Grid, make_long_model, make_whole_models
 from edgevit.measure.parts import PartTimes, parts_budget, time_parts
 from edgevit.measure.table import (
     LatencyTable,
     TableDevice,
+    TimedModel,
     TimedPart,
+    fit_whole,
     make_table,
     part_terms,
-    scale_table,
 )
 from edgevit.models.arch import Arch, arch_to_json
 from edgevit.models.layers import SlimViT
@@ -42,7 +43,7 @@ from edgevit.version import __version__
 _FILE = "times.json"
 _DENSE = "dense"
 _RANGING_IMAGES = 2
-"""Images of noise by which the long model is quantised: times do not depend on the ranges."""
+"""Images of noise by which what is timed is quantised: times do not depend on the ranges."""
 
 
 def measure_table(
@@ -64,21 +65,34 @@ def measure_table(
         MeasurementError: the times tell nothing of blocks.
     """
     arch, bench = dense.arch, _Bench.of(stages, device, form)
-    model = make_long_model(arch, grid)
-    parts = _make_parts(stages, model, replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision])
+    long, whole = make_long_model(arch, grid), make_whole_models(arch)
+    form, precision = replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision]
     key: dict[str, JSON] = {
-        "parts": parts.name,
-        "dense": arch_to_json(arch),  # its weights do not matter
-        "code": code_sha256("measure/long_model"),
+        "dense": arch_to_json(arch),  # its weights do not matter, but which layers are in float
+        "quantised": dense.sha256 if precision == "int8" else None,
+        "long": arch_to_json(long.arch),
+        "whole": {name: arch_to_json(model) for name, model in whole.items()},
+        "form": asdict(form),
+        "versions": library_versions(
+            ("onnx", "onnxscript", "onnx-ir", "torch", *(("nncf",) if precision == "int8" else ()))
+        ),
+        "code": code_sha256("export", "models", "measure/long_model"),
     }
 
     def graphs(folder: Path) -> dict[str, Path]:
-        return {name: parts / f"{name}.onnx" for name in model.parts} | {_DENSE: dense.path}
+        stages.progress("exporting models to be timed", 0, len(whole) + 1)
+        found = {_DENSE: dense.path}
+        for done, (name, model) in enumerate(whole.items(), start=1):
+            found[name] = _write_random(model, form, precision, folder / f"whole{done}")
+            stages.progress("exporting models to be timed", done, len(whole) + 1)
+        path = _write_random(long.arch, form, precision, folder / "long")
+        return found | cut_parts(path, long.parts, folder)
 
     times = bench.time("latency-times", key, graphs)
-    timed = [_timed_part(model.arch, name, blocks, times) for name, blocks in model.parts.items()]
+    timed = [_timed_part(long.arch, name, blocks, times) for name, blocks in long.parts.items()]
     table = make_table(bench.on, arch.embed, timed, times.drift)
-    return scale_table(table, arch, times.median_ms[_DENSE])
+    models = [TimedModel(name, model, times.median_ms[name]) for name, model in whole.items()]
+    return fit_whole(table, TimedModel(_DENSE, arch, times.median_ms[_DENSE]), models)
 
 
 def measure_blocks(
@@ -111,28 +125,16 @@ def _timed_part(arch: Arch, name: str, blocks: range, times: PartTimes) -> Timed
     return TimedPart(name, part_terms(arch, blocks), times.median_ms[name], times.mad_ms[name])
 
 
-def _make_parts(stages: Stages, model: LongModel, form: Form, precision: Precision) -> Path:
-    """Export the long model, in int8 quantised, and cut its parts; its weights are random numbers."""
-    key: dict[str, JSON] = {
-        "arch": arch_to_json(model.arch),
-        "form": asdict(form),
-        "precision": precision,
-        "versions": library_versions(
-            ("onnx", "onnxscript", "onnx-ir", "torch", *(("nncf",) if precision == "int8" else ()))
-        ),
-        "code": code_sha256("export", "models", "measure/long_model"),
-    }
-
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as whole:
-            path = Path(whole) / "fp32.onnx"
-            export_onnx(_random_model(model.arch), path, ExportOptions(form.opset, form.batch, form.simplify))
-            if precision == "int8":
-                path, fp32 = path.with_name("int8.onnx"), path
-                quantise(fp32, _noise(model.arch), path, smooth=False)
-            cut_parts(path, model.parts, folder)
-
-    return stages.run("latency-parts", key, make, of=precision)
+def _write_random(arch: Arch, form: Form, precision: Precision, folder: Path) -> Path:
+    """Export a model of random numbers, in int8 quantised."""
+    folder.mkdir()
+    path = folder / "fp32.onnx"
+    export_onnx(_random_model(arch), path, ExportOptions(form.opset, form.batch, form.simplify))
+    if precision != "int8":
+        return path
+    quantise(path, _noise(arch), folder / "int8.onnx", smooth=False)
+    path.unlink()
+    return folder / "int8.onnx"
 
 
 def _random_model(arch: Arch) -> SlimViT:
@@ -195,7 +197,7 @@ class _Bench:
             **key,
             "on": asdict(self.on),
             "timing": asdict(parts_budget(self.target.timing)),
-            "code of bench": code_sha256("backends", "board", "measure/parts"),
+            "code of timing": code_sha256("backends", "board", "measure/parts"),
         }
 
         def make(folder: Path) -> None:

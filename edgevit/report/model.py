@@ -383,6 +383,31 @@ class BudgetBlock(Part):
     """Sum over the block's cuts, each measured alone."""
 
 
+class TimedWhole(Part):
+    """A model that was timed whole for a latency table, beside what a table without it predicts."""
+
+    name: str
+    measured: Annotated[float, Field(gt=0.0)]
+    predicted: Milliseconds
+
+    @property
+    def error(self) -> float:
+        """Return how far the prediction is above the measurement, as a share of it."""
+        return self.predicted / self.measured - 1.0
+
+
+class TableFacts(Part):
+    """What a latency table was fitted to, and how far off it is."""
+
+    parts: Count
+    """Rows of blocks that were timed."""
+    worst_part: Annotated[float, Field(ge=0.0)]
+    """Largest error of a part, as a share of its time."""
+    drift: float
+    """How much slower all of them ran in the second half of the timing, as a share."""
+    whole: tuple[TimedWhole, ...]
+
+
 class BudgetFacts(Part):
     """A budget, and what was predicted beside what came out. KL is KL(dense || slim), nats."""
 
@@ -399,6 +424,8 @@ class BudgetFacts(Part):
     """The dense model's median beside it."""
     measured_on: str = ""
     """Target and precision of a budget of time."""
+    table: TableFacts | None = None
+    """What a budget of time was planned by."""
     predicted_kl: Annotated[float, Field(ge=0.0)]
     """Sum over all cuts, each measured alone: later blocks repair part of it."""
     measured_kl: Annotated[float, Field(ge=0.0)]

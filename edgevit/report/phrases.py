@@ -13,6 +13,7 @@ from edgevit.report.model import (
     Report,
     Result,
     SetFacts,
+    TableFacts,
     unmeasured,
 )
 
@@ -183,7 +184,21 @@ def budget(report: Report) -> list[str]:
         f"KL(dense || slim) {facts.measured_kl:.3g} on the {facts.images} images that cuts were measured on,"
         f" where the cuts one by one add up to {facts.predicted_kl:.3g}"
     )
-    return [f"Budget: {_spent(facts)}; {kl}.", " ".join(facts.decisions)]
+    table = [] if facts.table is None else [_table(facts.table)]
+    return [f"Budget: {_spent(facts)}; {kl}.", *table, " ".join(facts.decisions)]
+
+
+def _table(facts: TableFacts) -> str:
+    """Say how far off the latency table is that a budget was planned by."""
+    text = f"The latency table is of {facts.parts} parts, the worst of which is {share(facts.worst_part)} off"
+    if not facts.whole:
+        return f"{text}."
+    worst = max(facts.whole, key=lambda model: abs(model.error))
+    way = "above" if worst.error > 0 else "below"
+    return (
+        f"{text}. Of {len(facts.whole)} whole models, each predicted from the others, the one that is"
+        f" {worst.name} is farthest off: {share(abs(worst.error))} {way} what it took."
+    )
 
 
 def _spent(facts: BudgetFacts) -> str:
