@@ -13,6 +13,9 @@ a stage either absent or whole, and a public name either old or new. `.stage.jso
 and SHA-256 of every file: an output that was changed or cut afterwards (a tool that edits the public
 file in place changes the linked stage too) is noticed and made again.
 
+What takes minutes and is the same for every build of a model on a machine (latency tables, sensitivities) a
+build takes over from the builds beside it, which are those in the same folder that belong to the same user.
+
 Stages that the current build does not use stay, newest first, as long as they are together no
 larger than those in use: going back to the previous recipe is free, and the directory at most doubles.
 """
@@ -25,7 +28,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TypeAlias
@@ -139,9 +142,36 @@ class Store:
         return self._stages / f"{name}-{_key_sha256(name, key)[:12]}"
 
     def outputs(self, name: str) -> list[Path]:
-        """Return the finished folders of a stage under all keys that are still kept, the newest first."""
-        found = [path for path in self._stages.glob(f"{name}-*") if path.name[len(name) + 1 :].isalnum()]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        """Return the finished folders of a stage under all keys that are still kept, the newest first.
+
+        Those of this build come first, then those of the builds beside it.
+        """
+        found: list[Path] = []
+        for stages in (self._stages, *self._beside()):
+            here = [path for path in stages.glob(f"{name}-*") if path.name[len(name) + 1 :].isalnum()]
+            found += sorted(here, key=_modified_ns, reverse=True)
+        return found
+
+    def _beside(self) -> Iterator[Path]:
+        """Yield the stages of other builds in the same folder; another user's would have to be trusted."""
+        with contextlib.suppress(OSError):
+            for own in sorted(self.root.absolute().parent.glob(f"*/{OWN}")):
+                if own.parent != self.root.absolute() and own.stat().st_uid == os.getuid():
+                    yield own / "stages"
+
+    def _take_over(self, folder: str, key_sha256: str, to: Path) -> bool:
+        """Copy a finished stage of a build beside this one; False where none has it."""
+        for stages in self._beside():
+            source = stages / folder
+            if not _is_whole(source, key_sha256):
+                continue
+            with contextlib.suppress(FileNotFoundError, shutil.Error):  # it was removed meanwhile
+                shutil.copytree(source, to, dirs_exist_ok=True)
+            if _is_whole(to, key_sha256):
+                return True
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir()
+        return False
 
     def work_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return a folder in which a stage can keep what it has, made if need be; a kill leaves it there.
@@ -156,18 +186,21 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def run(self, name: str, key: Mapping[str, JSON], make: Callable[[Path], None]) -> Path:
+    def run(
+        self, name: str, key: Mapping[str, JSON], make: Callable[[Path], None], *, shared: bool = False
+    ) -> Path:
         """Return the finished folder of a stage, calling `make(folder)` only when it is not there.
 
+        Where it is `shared`, what a build beside this one has made is taken over.
         Whatever `make` raises, its folder is removed and nothing appears under the final name.
 
         Raises:
             DiskFullError: no space left, also where `make` met it.
             OutputError: the directory cannot be written.
         """
-        final = self.stage_path(name, key)
+        final, key_sha256 = self.stage_path(name, key), _key_sha256(name, key)
         self._used.add(final.name)
-        if _is_whole(final, _key_sha256(name, key)):
+        if _is_whole(final, key_sha256):
             os.utime(final)
             return final
         temporary = self._tmp / final.name
@@ -176,9 +209,11 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
         try:
-            make(temporary)
+            if not (shared and self._take_over(final.name, key_sha256, temporary)):
+                make(temporary)
+                with disk_errors(final):
+                    _seal(temporary, name, key)
             with disk_errors(final):
-                _seal(temporary, name, key)
                 os.rename(temporary, final)
                 sync(self._stages)
                 shutil.rmtree(self._work / final.name, ignore_errors=True)
@@ -317,6 +352,14 @@ class Store:
 
 def _key_sha256(name: str, key: Mapping[str, JSON]) -> str:
     return hashlib.sha256(canonical_json({"format": FORMAT, "stage": name, "key": key}).encode()).hexdigest()
+
+
+def _modified_ns(path: Path) -> int:
+    """Return when a folder was changed; 0 where another build has just removed it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _below(folder: Path, name: str) -> dict[str, Path]:

@@ -66,6 +66,14 @@ def test_table_is_measured_once(stages: Stages, dense: Graph) -> None:
     assert again == first
 
 
+def test_table_is_taken_over_by_a_build_beside(stages: Stages, dense: Graph) -> None:
+    first, _ = measure(stages, dense)
+    with Store.open(stages.store.root.parent / "other", "other") as store:
+        again, made = measure(Stages(store, silent), dense)
+    assert made == []
+    assert again == first
+
+
 def test_blocks_of_a_model_are_measured_one_by_one(stages: Stages, dense: Graph) -> None:
     table, _ = measure(stages, dense)
     found = measure_blocks(stages, (TARGET, "fp32"), FORM, dense, table)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,3 +383,51 @@ def test_outputs_are_the_finished_folders_of_one_stage(tmp_path: Path) -> None:
         os.utime(first, ns=(1, 1))
         assert store.outputs("time") == [second, first]
         assert store.outputs("plan") == []
+
+
+def make_five(folder: Path) -> None:
+    (folder / "times.json").write_text("5")
+
+
+def refuse_to_make(folder: Path) -> None:
+    raise AssertionError("it is there already")
+
+
+def test_shared_stage_is_taken_over_from_a_build_beside(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "one", "one") as store:
+        store.run("time", {"of": "cpu"}, make_five)
+    with Store.open(tmp_path / "two", "two") as store:
+        assert [path.parents[2].name for path in store.outputs("time")] == ["one"]
+        folder = store.run("time", {"of": "cpu"}, refuse_to_make, shared=True)
+        assert folder.is_relative_to(tmp_path / "two")
+        assert (folder / "times.json").read_text() == "5"
+        assert store.run("time", {"of": "cpu"}, refuse_to_make) == folder
+    shutil.rmtree(tmp_path / "one")
+    assert (folder / "times.json").exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stage_that_is_not_shared_or_of_another_key_is_made(tmp_path: Path, shared: bool) -> None:
+    with Store.open(tmp_path / "one", "one") as store:
+        store.run("time", {"of": "cpu"}, make_five)
+    with Store.open(tmp_path / "two", "two") as store:
+        made: list[Path] = []
+        store.run("time", {"of": "gpu" if shared else "cpu"}, made.append, shared=shared)
+    assert len(made) == 1
+
+
+def test_shared_stage_that_was_cut_in_the_other_build_is_made(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "one", "one") as store:
+        (store.run("time", {}, make_five) / "times.json").write_text("")
+    with Store.open(tmp_path / "two", "two") as store:
+        assert (store.run("time", {}, make_five, shared=True) / "times.json").read_text() == "5"
+
+
+def test_shared_stage_of_another_user_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "one", "one") as store:
+        store.run("time", {}, make_five)
+    monkeypatch.setattr(os, "getuid", lambda: 10**6)
+    with Store.open(tmp_path / "two", "two") as store:
+        made: list[Path] = []
+        store.run("time", {}, made.append, shared=True)
+    assert len(made) == 1

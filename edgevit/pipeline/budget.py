@@ -177,7 +177,7 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
         found = measure_sensitivity(dense.loaded.model, _batches(images), Grid(), kept, stages.progress)
         (folder / _FILE).write_text(sensitivity_text(found), encoding="utf-8")
 
-    folder = stages.run("sensitivity", key, make)
+    folder = stages.run("sensitivity", key, make, shared=True)
     return sensitivity_of((folder / _FILE).read_text(encoding="utf-8"))
 
 

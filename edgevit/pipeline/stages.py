@@ -22,7 +22,15 @@ class Stages:
     progress: Progress
     facts: list[StageFacts] = field(default_factory=list)
 
-    def run(self, stage: str, key: Mapping[str, JSON], make: Callable[[Path], None], *, of: str = "") -> Path:
+    def run(
+        self,
+        stage: str,
+        key: Mapping[str, JSON],
+        make: Callable[[Path], None],
+        *,
+        of: str = "",
+        shared: bool = False,
+    ) -> Path:
         """Run a stage through the store and note time, memory and whether the output was there.
 
         Args:
@@ -30,6 +38,7 @@ class Stages:
             key: everything its output depends on.
             make: writes the output into a folder.
             of: what the stage was run for, in the report.
+            shared: whether its output is taken over from a build beside this one.
         """
         made = []
         name = f"{stage} {of}".rstrip()
@@ -41,7 +50,7 @@ class Stages:
             make(folder)
             self.progress(name, 1, 1)
 
-        folder = self.store.run(stage, key, noted)
+        folder = self.store.run(stage, key, noted, shared=shared)
         self.note(name, begin, reused=not made)
         return folder
 
