@@ -124,6 +124,9 @@ class Target(Strict):
     """What TensorRT is told, and what the board has."""
     rules: Rules = Rules()
     """Counts that the device wants to be multiples of something."""
+    prefers: Rules = Rules()
+    """Multiples that its kernels compute whole, so that counts between take no less time: budgets keep to
+    them beside `rules`, while a plan by hand or by methods need not."""
     timing: Timing = Timing()
     """How dense and slim are timed against each other."""
 

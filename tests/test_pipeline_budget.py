@@ -55,7 +55,7 @@ def test_report_explains_the_budget_in_sentences(built: tuple[Report, Path]) -> 
 
 def test_another_budget_measures_nothing_again(built: tuple[Report, Path]) -> None:
     report, folder = built
-    assert "sensitivity" in made(report)
+    assert "sensitivity" in {stage.name for stage in report.stages}
     again = run(write_toy(folder, plan="[budget]\nparams = 0.7\n"), folder / "out")
     assert "sensitivity" not in made(again)
     assert again.budget is not None
@@ -81,6 +81,20 @@ def test_too_few_images_are_refused_before_anything_is_measured(tmp_path: Path) 
     recipe.write_text(recipe.read_text().replace("images = 64", "images = 4"))
     with pytest.raises(ImagesError, match=r"calibration\.images: the closed form needs at least \d+ images"):
         build(load_recipe(str(recipe)), tmp_path / "out")
+
+
+def test_multiples_that_a_target_prefers_are_kept_and_named(built: tuple[Report, Path]) -> None:
+    free, folder = built
+    recipe = write_toy(folder, plan="[budget]\nparams = 0.7\n")
+    with (folder / "short.toml").open("a") as file:
+        file.write("[prefers]\nqk_dim = 8\nvo_dim = 8\nhidden = 64\n")
+    report = run(recipe, folder / "out")
+    assert report.budget is not None
+    for block in report.plan.blocks:
+        assert block.qk_dim % 8 == block.vo_dim % 8 == block.hidden % 64 == 0
+    told = "Counts are multiples that short asks for or computes whole (qk_dim 8, vo_dim 8, hidden 64)"
+    assert told in " ".join(report.budget.decisions)
+    assert told not in " ".join(phrases.budget(free))
 
 
 SPEEDUP = "[budget]\nspeedup = 1.2\n"

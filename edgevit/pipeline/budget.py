@@ -49,6 +49,8 @@ class Budgeted:
     sensitivity: Sensitivity
     images: Images
     limit: Limit
+    binding: str | None
+    """Says which multiples of the targets make it another plan than it would be; None: none does."""
 
 
 def plan_within_budget(
@@ -70,13 +72,27 @@ def plan_within_budget(
     arch = dense.loaded.model.arch
     require_closed_form(dense.loaded.model, images)
     sensitivity = _sensitivity(stages, dense, images)
-    choices = choices_of(read_anatomy(arch), sensitivity, _multiples(inputs), dead_tokens=limit.dead_tokens)
+    multiples = _multiples(inputs)
+
+    def solve(multiples: dict[Kind, int]) -> Allocation:
+        choices = choices_of(read_anatomy(arch), sensitivity, multiples, dead_tokens=limit.dead_tokens)
+        return allocate(sensitivity, choices, limit.costs, limit.most)
+
     try:
-        found = allocate(sensitivity, choices, limit.costs, limit.most)
+        found = solve(multiples)
     except PlanError as error:
         whole = amount_text(limit.dense, limit.unit)
         raise PlanError(f"{limit.key}: {error}, of the dense model's {whole}.{_floor(limit)}") from error
-    return Budgeted(found, arch, sensitivity, images, limit)
+    free = found if set(multiples.values()) == {1} else solve({})
+    told = _binding(inputs, multiples, found.kl - free.kl) if free.kl < found.kl else None
+    return Budgeted(found, arch, sensitivity, images, limit, told)
+
+
+def _binding(inputs: Inputs, multiples: dict[Kind, int], kl: float) -> str:
+    """Say which multiples a plan keeps to that would be another without them, and what that costs."""
+    names = " and ".join(wanted.target.name for wanted in inputs.wanted)
+    kept = ", ".join(f"{kind} {multiple}" for kind, multiple in multiples.items() if multiple > 1)
+    return f"Counts are multiples that {names} asks for or computes whole ({kept}): {kl:.2g} more of KL."
 
 
 def _floor(limit: Limit) -> str:
@@ -108,7 +124,10 @@ def budget_facts(stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[
         images=len(found.images),
         table=None if limit.timed is None else _table_facts(limit.timed.table),
         blocks=tuple(BudgetBlock(cost=cost, kl=kl) for cost, kl in parts),
-        decisions=tuple(decisions(found.dense, allocation, limit.unit, limit.costs)),
+        decisions=(
+            *decisions(found.dense, allocation, limit.unit, limit.costs),
+            *([] if found.binding is None else [found.binding]),
+        ),
     )
 
 
@@ -155,8 +174,8 @@ def with_latency(stages: Stages, found: Budgeted, facts: BudgetFacts, measured: 
 
 
 def _multiples(inputs: Inputs) -> dict[Kind, int]:
-    """Return what counts have to be multiples of so that every target takes them."""
-    rules = [wanted.target.rules for wanted in inputs.wanted]
+    """Return what counts have to be multiples of so that every target takes them, and wastes none."""
+    rules = [rules for wanted in inputs.wanted for rules in (wanted.target.rules, wanted.target.prefers)]
     return {kind: math.lcm(*(int(getattr(rule, kind)) for rule in rules)) for kind in KINDS}
 
 

@@ -89,7 +89,7 @@ def time_subject(bench: Bench, key: str, reference: Path) -> Iterator[Row]:
         TOLD.say(f"{subject.name}, {precision}")
         folder = bench.folder / key / precision
         artefact = backend.build(graphs[GRAPH_OF[precision]], bench.target, precision, folder)
-        found[precision] = time_pair(bench, reference, artefact, dense.arch.image, precision)
+        found[precision] = time_pair(bench, reference, artefact, dense.arch.image, ("fp32", precision))
         yield Row(f"{subject.name}, {precision}: {bench.title}", cells(found[precision], share, None))
     fastest = max(found, key=lambda precision: found[precision].speedup().value)
     amx = "amx_tile" in read_machine({}).flags
@@ -116,7 +116,11 @@ def main() -> None:
     notebook = Notebook(quick=arguments.quick)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bench = Bench(cpu_target("openvino", arguments.threads), timing_of(arguments), folder)
+        bench = Bench(
+            cpu_target("openvino", arguments.threads),
+            timing_of(arguments.seconds, quick=arguments.quick),
+            folder,
+        )
         export_onnx(load_dense(SMALL), folder / "dense.onnx", ExportOptions(batch=1))
         backend = get_backend("openvino")
         reference = backend.build(folder / "dense.onnx", bench.target, "fp32", folder / "reference")

@@ -131,12 +131,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timing_of(arguments: argparse.Namespace) -> Timing:
+def timing_of(seconds: float, *, quick: bool) -> Timing:
     """Return a protocol that takes samples until the time is over and trusts a narrow interval only."""
-    if arguments.quick:
+    if quick:
         return Timing(warmup_s=0.2, seconds=1.0, min_samples=10, max_samples=50)
     return Timing(
-        warmup_s=3.0, seconds=arguments.seconds, min_samples=200, max_samples=100_000, max_interval_ratio=0.05
+        warmup_s=3.0, seconds=seconds, min_samples=200, max_samples=100_000, max_interval_ratio=0.05
     )
 
 
@@ -151,14 +151,14 @@ def time_pair(
     reference: Path,
     candidate: Path,
     image: tuple[int, int, int],
-    precision: Precision = "fp32",
+    precisions: tuple[Precision, Precision] = ("fp32", "fp32"),
 ) -> Pair:
-    """Time an artefact in a precision against one in fp32; compare their outputs on a few images of noise."""
+    """Time two artefacts, each in its precision, and compare their outputs on a few images of noise."""
     backend = get_backend(bench.target.runtime)
     noise = np.random.default_rng(0).standard_normal((4, 1, *image)).astype(np.float32)
     with (
-        backend.load(reference, bench.target, "fp32") as one,
-        backend.load(candidate, bench.target, precision) as other,
+        backend.load(reference, bench.target, precisions[0]) as one,
+        backend.load(candidate, bench.target, precisions[1]) as other,
     ):
         difference = max(largest(one.run(sample) - other.run(sample)) for sample in noise)
         return Pair(measure_pair(one, other, noise[0], bench.timing, progress=tell), difference)
@@ -234,7 +234,11 @@ def main() -> None:
         for runtime in arguments.runtimes:
             TOLD.say(f"{name}, {runtime}")
             with tempfile.TemporaryDirectory() as folder:
-                bench = Bench(cpu_target(runtime, arguments.threads), timing_of(arguments), Path(folder))
+                bench = Bench(
+                    cpu_target(runtime, arguments.threads),
+                    timing_of(arguments.seconds, quick=arguments.quick),
+                    Path(folder),
+                )
                 if name == BASELINE:
                     notebook.write("baseline", [compare_baseline(bench)])
                 else:
