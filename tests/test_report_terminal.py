@@ -7,7 +7,7 @@ from rich.console import Console
 from sample_report import int8_facts, report, result
 
 from edgevit.report import phrases
-from edgevit.report.model import Report, Speedup, TuneFacts
+from edgevit.report.model import BudgetFacts, Report, Speedup, TableFacts, TimedWhole, TuneFacts
 from edgevit.report.terminal import render, render_comparison, render_int8
 
 NARROW = """\
@@ -241,3 +241,34 @@ def test_findings_name_int8_only_where_layers_went_back() -> None:
         "slim in int8: all 3 layers; 0.31 points of top-1 expected to be lost, 98.4% alike, on 256"
         " calibration images against fp32."
     )
+
+
+def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> None:
+    whole = (
+        TimedWhole(name="half of all widths", measured=4.0, predicted=4.04),
+        TimedWhole(name="merged once to 60 %", measured=5.0, predicted=4.8),
+    )
+    facts = BudgetFacts(
+        unit="ms",
+        asked=1.5,
+        limit=5.0,
+        dense=7.5,
+        predicted=4.9,
+        counted=5.25,
+        dense_measured=7.35,
+        measured_on="openvino-cpu fp32",
+        table=TableFacts(parts=32, worst_part=0.023, drift=0.01, whole=whole),
+        predicted_kl=0.05,
+        measured_kl=0.03,
+        images=128,
+        blocks=(),
+        decisions=("All attention heads stay.",),
+    )
+    spent, table, decided = phrases.budget(report().model_copy(update={"budget": facts}))
+    assert "4.90 of at most 5.00 were planned, 5.25 measured (openvino-cpu fp32)" in spent
+    assert "1.40x the dense model's speed, where 1.50x was asked" in spent
+    assert table == (
+        "The latency table is of 32 parts, the worst of which is 2.3% off. Of 2 whole models, each predicted"
+        " from the others, the one that is merged once to 60 % is farthest off: 4.0% below what it took."
+    )
+    assert decided == "All attention heads stay."

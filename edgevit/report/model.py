@@ -405,7 +405,7 @@ class TableFacts(Part):
     """Largest error of a part, as a share of its time."""
     drift: float
     """How much slower all of them ran in the second half of the timing, as a share."""
-    whole: tuple[TimedWhole, ...]
+    whole: Annotated[tuple[TimedWhole, ...], Field(min_length=1)]
 
 
 class BudgetFacts(Part):

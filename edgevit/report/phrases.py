@@ -191,8 +191,6 @@ def budget(report: Report) -> list[str]:
 def _table(facts: TableFacts) -> str:
     """Say how far off the latency table is that a budget was planned by."""
     text = f"The latency table is of {facts.parts} parts, the worst of which is {share(facts.worst_part)} off"
-    if not facts.whole:
-        return f"{text}."
     worst = max(facts.whole, key=lambda model: abs(model.error))
     way = "above" if worst.error > 0 else "below"
     return (
