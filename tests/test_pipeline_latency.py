@@ -97,6 +97,17 @@ def test_table_of_another_runtime_version_is_measured_again(
     assert table.on.versions["openvino"] == "another"
 
 
+def test_table_of_another_model_in_another_version_is_not_said_to_be_measured_again(
+    stages: Stages, dense: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(stages, dense)
+    shallow = toy_arch(depth=2)
+    export_onnx(toy_model(shallow), tmp_path / "fp32.onnx", ExportOptions())
+    monkeypatch.setattr(latency, "get_backend", lambda runtime: OtherVersion())
+    _, made = measure(stages, Graph(tmp_path / "fp32.onnx", "", shallow))
+    assert made == ["latency-times here fp32"]
+
+
 def test_table_of_another_thread_count_is_measured_again(stages: Stages, dense: Graph) -> None:
     measure(stages, dense)
     two = TARGET.model_copy(update={"threads": 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -36,12 +37,14 @@ from edgevit.pipeline.graphs import Form, Graph
 from edgevit.pipeline.keys import code_sha256, library_versions
 from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
-from edgevit.store import JSON
+from edgevit.store import JSON, canonical_json
 from edgevit.target import Precision, Target
 from edgevit.version import __version__
 
 _FILE = "times.json"
 _DENSE = "dense"
+_OF_VERSIONS = ("code", "versions", "quantised")
+"""Of what is timed: what may change with a version of edgevit or a library."""
 _RANGING_IMAGES = 2
 """Images of noise by which what is timed is quantised: times do not depend on the ranges."""
 
@@ -199,33 +202,35 @@ class _Bench:
             "timing": asdict(parts_budget(self.target.timing)),
             "code of timing": code_sha256("backends", "board", "measure/parts"),
         }
+        same = {name: value for name, value in key.items() if name not in _OF_VERSIONS}
+        what = hashlib.sha256(canonical_json(same).encode()).hexdigest()
 
         def make(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as written:
                 times = self._time(graphs(Path(written)))
-            found = {"on": asdict(self.on), "times": asdict(times)}
+            found = {"of": what, "on": asdict(self.on), "times": asdict(times)}
             (folder / _FILE).write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
 
         there = store.stage_path(stage, whole).name in {folder.name for folder in store.outputs(stage)}
-        again = "" if there else self._why_again(stage)
+        again = "" if there else self._why_again(stage, what)
         folder = self.stages.run(stage, whole, make, of=self._label + again, shared=True)
         return PartTimes(**json.loads((folder / _FILE).read_text(encoding="utf-8"))["times"])
 
-    def _why_again(self, stage: str) -> str:
-        """Say which version changed, where times of this device in other versions are there."""
+    def _why_again(self, stage: str, what: str) -> str:
+        """Say which version changed, where times of the same on this device in other versions are there."""
         for folder in self.stages.store.outputs(stage):
             try:
                 kept = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            except FileNotFoundError:  # a build beside this one has just removed it
-                continue
-            before = TableDevice(**kept["on"])
-            if before != self.on and replace(before, versions=self.on.versions) == self.on:
-                versions = self.on.versions.items()
-                changed = [
-                    f"{name} was {before.versions.get(name)}, is {now}"
-                    for name, now in versions
-                    if before.versions.get(name) != now
-                ]
+                before, of = TableDevice(**kept["on"]), kept["of"]
+            except (FileNotFoundError, KeyError, TypeError, ValueError):
+                continue  # a build beside this one has just removed it, or is of another edgevit
+            here = replace(before, versions=self.on.versions) == self.on
+            changed = [
+                f"{name} was {before.versions.get(name)}, is {now}"
+                for name, now in self.on.versions.items()
+                if before.versions.get(name) != now
+            ]
+            if of == what and here and changed:
                 return f", measured again as {'; '.join(changed)}"
         return ""
 
