@@ -33,6 +33,8 @@ class Grid:
     """To which tokens fall on the way to the first of `levels`, as a merge has a price of its own."""
     levels: tuple[float, ...] = (0.6, 0.33)
     """Of tokens, at which widths are timed again."""
+    whole: int = 5
+    """How many of `make_whole_models` are timed."""
 
 
 GRID = Grid()
@@ -141,13 +143,14 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid
         row.add(f"half of hidden at {share:.0%}", _with(full, {"hidden": halves["hidden"]}))
 
 
-def make_whole_models(arch: Arch) -> dict[str, Arch]:
+def make_whole_models(arch: Arch, grid: Grid = GRID) -> dict[str, Arch]:
     """Return models that are timed whole beside the parts of the long one, by name.
 
     They are as plans make them: narrower ones, and some that merge tokens in one block or in two.
 
     Args:
         arch: of the dense model, one that `make_long_model` takes.
+        grid: how many.
     """
     anatomy, full = read_anatomy(arch), arch.blocks[0]
     most = full.tokens_in
@@ -165,7 +168,7 @@ def make_whole_models(arch: Arch) -> dict[str, Arch]:
     dead = arch.read_tokens is not None
     return {
         name: slim_arch(arch, plan_from_counts(anatomy, counts, dead_tokens=dead))
-        for name, counts in found.items()
+        for name, counts in list(found.items())[: grid.whole]
     }
 
 

@@ -68,7 +68,7 @@ def measure_table(
         MeasurementError: the times tell nothing of blocks.
     """
     arch, bench = dense.arch, _Bench.of(stages, device, form)
-    long, whole = make_long_model(arch, grid), make_whole_models(arch)
+    long, whole = make_long_model(arch, grid), make_whole_models(arch, grid)
     form, precision = replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision]
     key: dict[str, JSON] = {
         "dense": arch_to_json(arch),  # its weights do not matter, but which layers are in float
