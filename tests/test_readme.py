@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic.fields import FieldInfo
 
 from edgevit.cli import app
 from edgevit.images import ImageSet
+from edgevit.models.anatomy import slim_arch
+from edgevit.models.load import load_saved
 from edgevit.recipe import Recipe
 from edgevit.schema import Strict, load_toml
 from edgevit.target import Target
@@ -64,6 +68,17 @@ def test_recipe_in_the_docs_loads(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     assert load_toml(path, Recipe).model.name == tomllib.loads(text)["model"]["name"]
+
+
+@pytest.mark.parametrize("text", [text for _, text in _blocks("python")])
+def test_python_in_the_docs_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CHECKOUT / "edgevit" / "recipes" / "quickstart.safetensors", tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(text, "docs", "exec"), found)
+    assert sum(block.heads for block in found["plan"].blocks) == 18  # of 24
+    assert {(b.qk_dim, b.vo_dim) for b in found["plan"].blocks} == {(32, 32), (16, 24)}
+    assert load_saved(tmp_path / "slim").model.arch == slim_arch(found["dense"].arch, found["plan"])
 
 
 @pytest.mark.parametrize(("page", "kind"), KEYS)
