@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=own.lr)
     parser.add_argument("--temperature", type=float, default=own.temperature)
     parser.add_argument("--hidden-states", type=float, default=own.hidden_states)
+    parser.add_argument("--least-area", type=float, default=own.least_area)
     parser.add_argument("--images", type=int, default=1000, help="training images of imagenet_train1000")
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default=own.precision)
     record.add_options(parser)
@@ -52,14 +53,28 @@ def parse_arguments() -> argparse.Namespace:
 def options_of(arguments: argparse.Namespace, epochs: int) -> Distil:
     """Return the options of one training."""
     training = Training(epochs=epochs, lr=arguments.lr, precision=resolve_precision(arguments.precision))
-    return Distil(training, temperature=arguments.temperature, hidden_states=arguments.hidden_states)
+    return Distil(
+        training,
+        temperature=arguments.temperature,
+        hidden_states=arguments.hidden_states,
+        least_area=arguments.least_area,
+    )
 
 
 def name_of(options: Distil, images: int) -> str:
     """Name a training by what differs from a recipe's defaults."""
     own, training = TuneSection(), options.training
-    given = {"lr": training.lr, "temperature": options.temperature, "hidden_states": options.hidden_states}
-    other = [f", {key} {value:g}" for key, value in given.items() if value != getattr(own, key)]
+    given: dict[str, float | None] = {
+        "lr": training.lr,
+        "temperature": options.temperature,
+        "hidden_states": options.hidden_states,
+        "least_area": options.least_area,
+    }
+    other = [
+        f", {key} {value:g}"
+        for key, value in given.items()
+        if value is not None and value != getattr(own, key)
+    ]
     return f"distilled, {training.epochs} epochs on {images} images, {training.precision}{''.join(other)}"
 
 
