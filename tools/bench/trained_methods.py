@@ -66,6 +66,7 @@ hidden_states = 40.0
 temperature = 4.0
 least_area = 0.8
 """
+_LABELS = "labels = 1.0\n"  # the search reads them anyway
 CASES = {
     "effiselect": Case(
         "effiselect, heads 0.3, neurons 0.5",
@@ -78,7 +79,7 @@ train = "gates"
 gate_lr = 2e-2
 search = {{ images = {gated}, batch = 64 }}
 """,
-        _TUNE % "{after_gates}",
+        _TUNE % "{after_gates}" + _LABELS,
         0.5,
     ),
     "intra-head": Case(
