@@ -59,7 +59,7 @@ class Case:
 _TUNE = """\
 [tune]
 images = %s
-epochs = 3
+epochs = %d
 batch = 64
 lr = 2e-4
 hidden_states = 40.0
@@ -79,7 +79,7 @@ train = "gates"
 gate_lr = 2e-2
 search = {{ images = {gated}, batch = 64 }}
 """,
-        _TUNE % "{after_gates}" + _LABELS,
+        _TUNE % ("{after_gates}", 3) + _LABELS,
         0.5,
     ),
     "intra-head": Case(
@@ -91,7 +91,7 @@ macs = 0.538
 weights = "pretrained"
 search = {{ images = {searched}, batch = 64 }}
 """,
-        _TUNE % "{after_search}",
+        _TUNE % ("{trained}", 2),
         0.7,
         46.2,
     ),
@@ -108,7 +108,7 @@ method = "token-channels"
 hidden_drop = 0.5
 keep_first = false
 """,
-        _TUNE % "{trained}",
+        _TUNE % ("{trained}", 3),
         0.5,
     ),
     "deep": Case(
@@ -124,7 +124,7 @@ method = "token-channels"
 hidden = 256
 keep_first = false
 """,
-        _TUNE % "{trained}",
+        _TUNE % ("{trained}", 3),
         1.2,
     ),
 }
@@ -151,7 +151,6 @@ def recipe_text(key: str, *, quick: bool) -> str:
         "searched": 128 if quick else 20_000,
         "trained": 128 if quick else TRAINED_ON,
         "after_gates": 128 if quick else 38_000,  # search and training together: three epochs at most
-        "after_search": 128 if quick else 33_000,
     }
     text = HEAD + case.method + case.tune
     return text.format(case=key, data=DATA, bench=BENCH, **counts)
