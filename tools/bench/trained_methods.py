@@ -66,7 +66,18 @@ hidden_states = 40.0
 temperature = 4.0
 least_area = 0.8
 """
-_LABELS = "labels = 1.0\n"  # the search reads them anyway
+_LABELS = "labels = 1.0\n"
+_HALF = """\
+[[prune]]
+method = "coupled-dims"
+qk_drop = 0.5
+vo_drop = 0.5
+keep_first = false
+[[prune]]
+method = "token-channels"
+hidden_drop = 0.5
+keep_first = false
+"""
 CASES = {
     "effiselect": Case(
         "effiselect, heads 0.3, neurons 0.5",
@@ -91,24 +102,20 @@ macs = 0.538
 weights = "pretrained"
 search = {{ images = {searched}, batch = 64 }}
 """,
-        _TUNE % ("{trained}", 2),
+        _TUNE % ("{trained}", 2) + _LABELS,
         0.7,
         46.2,
     ),
     "half": Case(
         "coupled-dims 50 %, token-channels 50 %",
-        """\
-[[prune]]
-method = "coupled-dims"
-qk_drop = 0.5
-vo_drop = 0.5
-keep_first = false
-[[prune]]
-method = "token-channels"
-hidden_drop = 0.5
-keep_first = false
-""",
+        _HALF,
         _TUNE % ("{trained}", 3),
+        0.5,
+    ),
+    "half-labels": Case(
+        "coupled-dims 50 %, token-channels 50 %, labels too",
+        _HALF,
+        _TUNE % ("{trained}", 3) + _LABELS,
         0.5,
     ),
     "deep": Case(
