@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -13,7 +13,10 @@ from edgevit.schema import Problem, Strict
 Unit = Literal["macs", "params", "ms"]
 """In which a budget is counted; both a speed-up and a latency are kept in milliseconds."""
 
-_KEYS = ("macs", "params", "speedup", "latency_ms")
+Key = Literal["macs", "params", "speedup", "latency_ms"]
+"""What a budget can be of."""
+
+KEYS: tuple[Key, ...] = get_args(Key)
 _OF_TIME = ("speedup", "latency_ms")
 _BESIDE_TIME = ("target", "precision")
 _AMOUNT = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[kMG]?)")
@@ -50,9 +53,9 @@ class BudgetSection(Strict):
     @classmethod
     def conflicts(cls, table: Mapping[str, object]) -> list[Problem]:
         """Refuse no budget, two at once, and a target where nothing is timed."""
-        given = [key for key in _KEYS if key in table]
+        given = [key for key in KEYS if key in table]
         if not given:
-            text = f'missing; a budget is one of {", ".join(_KEYS)}. Give macs = 0.6 or "0.68G".'
+            text = f'missing; a budget is one of {", ".join(KEYS)}. Give macs = 0.6 or "0.68G".'
             return [Problem("macs", text)]
         problems = [Problem(key, f"given beside {given[0]}. Keep one of the two.") for key in given[1:]]
         if not set(given) & set(_OF_TIME):
@@ -63,9 +66,9 @@ class BudgetSection(Strict):
         return problems
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Return which of the keys the recipe gives."""
-        return next(key for key in _KEYS if getattr(self, key) is not None)
+        return next(key for key in KEYS if getattr(self, key) is not None)
 
     @property
     def unit(self) -> Unit:

@@ -173,6 +173,25 @@ class Store:
             to.mkdir()
         return False
 
+    def adopt(self, root: Path) -> None:
+        """Take over the finished stages of another build directory that are not here.
+
+        They are linked where the file system can do so, else copied. Whether they are whole is checked where
+        they are used, as it is of one's own.
+
+        Raises:
+            DiskFullError: no space left for a copy.
+            OutputError: this directory cannot be written.
+        """
+        for folder in sorted((root / OWN / "stages").glob("*")):
+            final, temporary = self._stages / folder.name, self._tmp / folder.name
+            if final.exists():
+                continue
+            with disk_errors(final):
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copytree(folder, temporary, copy_function=_link_or_copy_named)
+                os.rename(temporary, final)
+
     def work_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return a folder in which a stage can keep what it has, made if need be; a kill leaves it there.
 
@@ -426,6 +445,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
             raise
         shutil.copyfile(source, target)
         sync(target)
+
+
+def _link_or_copy_named(source: str, target: str) -> None:
+    _link_or_copy(Path(source), Path(target))
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

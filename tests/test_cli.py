@@ -14,20 +14,17 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
 from click.testing import Result as ClickResult
 from fake_ssh import use_fake_ssh
 from rich.console import Console
 from sample_report import report as sample
 from small_onnx import write_classifier
-from threadpoolctl import threadpool_info
 from toy_build import write_toy
 from typer.testing import CliRunner
 
 from edgevit import __version__
 from edgevit.bars import Bars
 from edgevit.cli import app
-from edgevit.cli.build import _threads
 from edgevit.cli.measure import _show_times
 from edgevit.pipeline.timing import choose_artefacts, time_here
 from edgevit.progress import silent
@@ -70,13 +67,6 @@ def reported(tmp_path: Path) -> Path:
     """Return a folder with the hand-made report: 7.42 ms against 5.23 ms, 0.6 points, agreement 0.943."""
     (tmp_path / "report.json").write_text(to_json(sample()))
     return tmp_path
-
-
-def test_jobs_bind_torch_and_the_blas_of_numpy_alike() -> None:
-    with _threads(1):
-        blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-        assert blas
-        assert {torch.get_num_threads(), *blas} == {1}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from edgevit.measure.statistics import (
     drift,
     interval_of,
     median_absolute_deviation,
+    wilson_interval,
 )
 
 
@@ -65,3 +66,13 @@ def test_drift_of_a_slower_second_half_is_its_fraction(bursts: int) -> None:
     times = np.full((bursts, 3), 10.0)
     times[-2:] = 11.0
     assert drift(times) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "low", "high"),
+    # The first is the worked example of Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263.
+    [(81 / 263, 263, 0.2553, 0.3662), (1.0, 20, 0.8389, 1.0), (0.0, 20, 0.0, 0.1611)],
+)
+def test_wilson_interval_is_the_published_one(share: float, count: int, low: float, high: float) -> None:
+    found = wilson_interval(share, count)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgevit.cli import build, check, inspect, measure, report, schema, targets
+from edgevit.cli import build, check, inspect, measure, report, schema, sweep, targets
 from edgevit.version import __version__
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def root(
 
 _COMMANDS = (
     build.build,
+    sweep.sweep,
     inspect.inspect,
     inspect.init,
     measure.measure,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -46,27 +44,13 @@ def build(
 
     from edgevit.pipeline import BuildOptions
     from edgevit.pipeline import build as run
+    from edgevit.pipeline.threads import compute_with
     from edgevit.report.model import load_report
 
     try:
-        with _threads(jobs), progress_bars(json=json) as bars:
+        with compute_with(jobs), progress_bars(json=json) as bars:
             report = run(loaded, folder, BuildOptions(tuple(target or ()), depfile), bars)
     except (AccuracyGateError, LatencyGateError, MeasurementError):
         show_report(load_report(folder), folder, json=json)  # the report says what the gate found
         raise
     show_report(report, folder, json=json)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch and NumPy's BLAS compute with this many threads; None: as many as they like."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        with threadpool_limits(count, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)

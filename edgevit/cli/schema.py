@@ -13,16 +13,17 @@ from edgevit.cli.output import print_json
 @guarded
 def schema(
     kind: Annotated[
-        str | None, typer.Argument(help="recipe, target, set, report or manifest; default: all.")
+        str | None, typer.Argument(help="recipe, target, set, report, sweep or manifest; default: all.")
     ] = None,
 ) -> None:
-    """Print the JSON schema of recipes, targets, image sets, reports and manifests."""
+    """Print the JSON schema of recipes, targets, image sets, reports, sweeps and manifests."""
     from pydantic import BaseModel
 
     from edgevit.images import ImageSet
     from edgevit.integrate.manifest import Manifest
     from edgevit.recipe import Recipe
     from edgevit.report.model import Report
+    from edgevit.report.sweep import Sweep
     from edgevit.target import Target
 
     kinds: dict[str, type[BaseModel]] = {
@@ -30,6 +31,7 @@ def schema(
         "target": Target,
         "set": ImageSet,
         "report": Report,
+        "sweep": Sweep,
         "manifest": Manifest,
     }
     if kind is not None and kind not in kinds:

@@ -10,6 +10,7 @@ ran side by side are drawn together, so that what slowed both does not widen the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float64]
 
+_Z95 = 1.959964
+"""Standard deviations on either side of a normal's mean that hold 95 % of it."""
 REPLICATES = 1000
 """Bootstrap replicates; the ends of a 95 % interval then rest on 25 replicates each."""
 
@@ -60,6 +63,19 @@ def bootstrap_ratio(reference: Samples, candidate: Samples, seed: int) -> Interv
         raise ValueError(f"expected as many bursts of both, got {len(reference)} and {len(candidate)}")
     draws = _draws(len(reference), seed)
     return interval_of(np.array([np.median(reference[rows]) / np.median(candidate[rows]) for rows in draws]))
+
+
+def wilson_interval(share: float, count: int) -> Interval:
+    """Estimate the 95 % interval of a share that `count` >= 1 independent trials have given.
+
+    Unlike the share's own standard error it is not empty where all trials ended alike.
+
+    Reference: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22.
+    """
+    spread = _Z95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def drift(bursts: Samples) -> float:

@@ -10,28 +10,21 @@ from edgevit.disk import atomic_write
 from edgevit.gates import require_gates
 from edgevit.integrate.depfile import depfile_text
 from edgevit.integrate.manifest import MANIFEST_FILE, manifest_text
-from edgevit.models.anatomy import read_anatomy
-from edgevit.pipeline.budget import Budgeted, budget_facts, plan_within_budget, with_latency
-from edgevit.pipeline.decide import drops_dead_tokens, make_plan
+from edgevit.pipeline.budget import Budgeted, budget_facts, with_latency
 from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
-from edgevit.pipeline.limit import find_limit
-from edgevit.pipeline.models import Archs, Saved, keep_plan, load_dense, slim_dense
+from edgevit.pipeline.make import decide, make_slim, open_start
+from edgevit.pipeline.models import Archs, Saved, keep_plan
 from edgevit.pipeline.publish import make_manifest, publish
 from edgevit.pipeline.report import Found, make_report
-from edgevit.pipeline.search import Searched, run_searches
-from edgevit.pipeline.sets import Sets, open_sets
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import Measured, measure_targets
-from edgevit.pipeline.tune import distil_options, tune_slim
 from edgevit.pipeline.untuned import score_untuned
-from edgevit.plan import Plan
 from edgevit.progress import Progress, silent
 from edgevit.recipe import LoadedRecipe, naming_recipe
 from edgevit.report.html import render_html
 from edgevit.report.model import Report, to_json
-from edgevit.slim import SlimOptions
 from edgevit.store import Store
 from edgevit.version import __version__
 
@@ -105,34 +98,16 @@ class _Made:
 
 def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     """Load the dense model, decide what remains, and make the slim one."""
-    recipe = inputs.recipe.recipe
-    dense = load_dense(stages, inputs)
-    sets = open_sets(stages, inputs, dense)
-    searched = run_searches(stages, inputs, dense, sets.searching)
-    plan, budgeted = _decide(stages, inputs, searched, sets)
+    start = open_start(stages, inputs)
+    plan, budgeted = decide(stages, inputs, start)
     plan_file = keep_plan(stages, plan)
-    repair = SlimOptions(recipe.recover, fold_means=recipe.fold_means)
-    slim = untuned = slim_dense(stages, searched.start, plan, repair, sets.calibration)
-    budget = None if budgeted is None else budget_facts(stages, inputs, budgeted, (dense, slim))
-    tuned = None
-    if recipe.tune is not None and sets.tuning is not None:
-        options = distil_options(recipe.tune, plan)
-        slim, tuned = tune_slim(stages, dense, slim, options, sets.tuning)
-    archs = Archs(dense.loaded.model.arch, slim.loaded.model.arch)
+    made, dense = make_slim(stages, inputs, start, plan), start.dense
+    budget = None if budgeted is None else budget_facts(stages, inputs, budgeted, (dense, made.untuned))
+    archs = Archs(dense.loaded.model.arch, made.slim.loaded.model.arch)
     random = dense.loaded.random_weights
-    found = Found(archs, plan, random, sets, _versions(inputs), searched.facts, tuned, budget)
-    return _Made(dense, slim, untuned, plan_file, found, budgeted)
-
-
-def _decide(stages: Stages, inputs: Inputs, searched: Searched, sets: Sets) -> tuple[Plan, Budgeted | None]:
-    """Decide what remains: by hand and by methods, or within a budget."""
-    if sets.judging is None:
-        return make_plan(stages, inputs, searched, sets.calibration), None
-    start = searched.start
-    dead = drops_dead_tokens(inputs, read_anatomy(start.loaded.model.arch))
-    limit = find_limit(stages, inputs, start, sets, dead_tokens=dead)
-    budgeted = plan_within_budget(stages, inputs, start, sets.judging, limit)
-    return budgeted.allocation.plan, budgeted
+    searches = start.searched.facts
+    found = Found(archs, plan, random, start.sets, _versions(inputs), searches, made.tuned, budget)
+    return _Made(dense, made.slim, made.untuned, plan_file, found, budgeted)
 
 
 def _with_untuned(stages: Stages, inputs: Inputs, made: _Made, measured: Measured) -> Found:

@@ -49,33 +49,57 @@ def measure_targets(
         BackendUnavailableError: this machine can run no precision of a target.
     """
     archs = Archs(models[0].loaded.model.arch, models[1].loaded.model.arch)
-    probe = make_probe(sets.evaluation or sets.calibration, archs.dense)
-    sides = dict(zip(SIDES, models, strict=True))
-    limits = inputs.recipe.recipe.int8_limits
-    files = GraphFiles(stages, sides, plan_sha256(plan), probe, sets.calibration, limits)
+    files = open_graphs(stages, inputs, dict(zip(SIDES, models, strict=True)), sets, plan)
     candidates: list[Candidate] = []
     results: list[Result] = []
     missing: list[NotBuilt] = []
     parsers, preflights = Parsers(stages), list[PreflightFacts]()
     kits: list[tuple[Path, KitFacts]] = []
     for wanted in inputs.wanted:
-        form = Form.of(inputs.recipe.recipe.export, wanted.target)
-        graphs = {precision: files.of(form, precision) for precision in wanted.precisions}
+        graphs = graphs_for(files, inputs, wanted)
         if wanted.target.runtime in TENSORRT_RUNTIMES:
             preflights += parsers.check(wanted.target, graphs)
             if needs_kit(wanted.target):
-                kit = make_kit(stages, wanted.target, graphs, probe)
+                kit = make_kit(stages, wanted.target, graphs, files.probe)
                 kits.append((kit, _kit_facts(wanted, inputs.gates)))
                 brought = kept_results(stages.store.root, kit, estimate_speedup(archs))
                 results += choose(brought.results, inputs.gates, wanted.section.prefer)
                 missing += [*brought.not_built, *_elsewhere(kits[-1][1], brought)]
                 continue
-        mine = list(_candidates(stages, wanted, (graphs, probe), sets.evaluation, missing))
+        mine = list(_candidates(stages, wanted, (graphs, files.probe), sets.evaluation, missing))
         made = make_results(mine, archs, sets.evaluation, {name: one.parity for name, one in graphs.items()})
         candidates += mine
         results += choose(made, inputs.gates, wanted.section.prefer)
     found = tuple(candidates), tuple(results), tuple(missing), files.made, tuple(preflights), tuple(kits)
     return Measured(*found)
+
+
+def open_graphs(
+    stages: Stages, inputs: Inputs, models: Mapping[str, Saved], sets: Sets, plan: Plan | None
+) -> GraphFiles:
+    """Return the graphs of a build's models, each of which is made when it is first asked for.
+
+    Args:
+        stages: runs the stages.
+        inputs: the recipe and its targets.
+        models: by side.
+        sets: images that outputs are compared on, and that ranges are taken from.
+        plan: what the slim model follows; None where the dense one is alone.
+    """
+    arch = next(iter(models.values())).loaded.model.arch
+    probe = make_probe(sets.evaluation or sets.calibration, arch)
+    follows = "" if plan is None else plan_sha256(plan)
+    return GraphFiles(stages, models, follows, probe, sets.calibration, inputs.recipe.recipe.int8_limits)
+
+
+def graphs_for(files: GraphFiles, inputs: Inputs, wanted: Wanted) -> dict[Precision, Graphs]:
+    """Return the graphs that a target takes, by precision.
+
+    Raises:
+        ExportError, ParityError: a file is not what it should be.
+    """
+    form = Form.of(inputs.recipe.recipe.export, wanted.target)
+    return {precision: files.of(form, precision) for precision in wanted.precisions}
 
 
 def _kit_facts(wanted: Wanted, gates: Gates) -> KitFacts:

@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 import altair as alt
 
 from edgevit.report import phrases
-from edgevit.report.model import ArtefactFacts, Report, Result
+from edgevit.report.comparison import pareto_front, top1_interval
+from edgevit.report.model import ArtefactFacts, Interval, Report, Result
+from edgevit.report.sweep import Sweep, SweepDense, SweepPoint, SweepResult, accuracy_of
 
 Spec: TypeAlias = dict[str, Any]
 """A Vega-Lite specification: JSON whose form Vega-Lite's own schema fixes."""
@@ -128,25 +130,29 @@ def _tradeoff_of(found: Sequence[tuple[Report, Result]], *, several: bool) -> Sp
 
 
 def _tradeoff(rows: list[dict[str, Any]], title: str) -> Spec:
+    near = alt.Scale(zero=False, padding=24)
     x = alt.X(
         "ms:Q",
         title="median milliseconds",
-        scale=alt.Scale(zero=False, padding=24),
+        scale=near,
         axis=alt.Axis(tickCount=10, labelOverlap=True),
     )
-    shares = [row["share"] for row in rows]
+    shares = [row[key] for row in rows for key in ("share", "share_low", "share_high") if key in row]
     room = max(0.005, 0.1 * (max(shares) - min(shares)))
     domain = [min(shares) - room, max(shares) + room]
     axis = alt.Axis(format=".1%", tickCount=6)
-    y = alt.Y("share:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=axis)
-    front = alt.Chart(alt.InlineData(values=_front(rows))).mark_line(
+    within = alt.Scale(domain=domain, nice=False)
+    y = alt.Y("share:Q", title=title, scale=within, axis=axis)
+    places = pareto_front((row["ms"], row["share"]) for row in rows if row["trusted"])
+    steps = [{"ms": ms, "share": share} for ms, share in places]
+    front = alt.Chart(alt.InlineData(values=steps)).mark_line(
         interpolate="step-after", color="var(--muted)", strokeWidth=1, strokeDash=[2, 2]
     )
-    # Names beside the points would cover each other: precisions differ little in accuracy.
+    # Names beside all points would cover each other: precisions differ little in accuracy.
     builds = list(dict.fromkeys(str(row["build"]) for row in rows if row["build"] != "dense"))
     colors = ["var(--dense)", *(_BUILDS[index % len(_BUILDS)] for index in range(len(builds)))]
     scale = alt.Scale(domain=["dense", *builds], range=colors)
-    legend = alt.Legend(title="model", titleOrient="left", orient="top")
+    legend = alt.Legend(title="model", titleOrient="left", orient="top", symbolOpacity=1)
     precision = alt.Legend(
         title="precision",
         titleOrient="left",
@@ -154,18 +160,56 @@ def _tradeoff(rows: list[dict[str, Any]], title: str) -> Spec:
         symbolFillColor="var(--muted)",
         symbolStrokeWidth=0,
     )
-    points = (
-        alt.Chart(alt.InlineData(values=rows))
-        .mark_point(filled=True, size=90, opacity=0.9)
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color("build:N", scale=scale, legend=legend),
-            shape=alt.Shape("precision:N", sort=None, legend=precision),
-            tooltip=["build:N", "precision:N", alt.Tooltip("ms:Q", format=".3f"), "share:Q"],
-        )
+    color = alt.Color("build:N", scale=scale, legend=legend)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(color=color)
+    across = base.mark_rule(strokeWidth=2, opacity=0.5).encode(
+        x=alt.X("ms_low:Q", scale=near), x2="ms_high:Q", y=y
     )
-    return _finish([front.encode(x=x, y=y), points], height=260)
+    upright = (
+        base.transform_filter("isValid(datum.share_low)")
+        .mark_rule(strokeWidth=2, opacity=0.5)
+        .encode(x=x, y=alt.Y("share_low:Q", scale=within), y2="share_high:Q")
+    )
+    points = base.mark_point(filled=True, size=90).encode(
+        x=x,
+        y=y,
+        shape=alt.Shape("precision:N", sort=None, legend=precision),
+        opacity=alt.condition("datum.trusted", alt.value(0.9), alt.value(0.3)),
+        tooltip=["build:N", "precision:N", alt.Tooltip("ms:Q", format=".3f"), "share:Q"],
+    )
+    names = base.transform_filter("isValid(datum.name)").mark_text(align="left", dx=8, dy=-8)
+    layers = [front.encode(x=x, y=y), across, upright, points, names.encode(x=x, y=y, text="name:N")]
+    return _finish(layers, height=260)
+
+
+def sweep_charts(sweep: Sweep) -> dict[str, Spec]:
+    """Draw accuracy against latency of all points of a sweep, a chart for each target under its title.
+
+    A line joins what no other artefact beats in both. A target whose accuracy is not known here has no chart.
+    """
+    found: dict[str, list[tuple[SweepPoint, SweepResult]]] = {}
+    for point in sweep.points:
+        for result in point.results:
+            found.setdefault(result.target, []).append((point, result))
+    charts = {}
+    for target, results in found.items():
+        rows = [row for point, result in results for row in _sweep_rows(sweep, point, result)]
+        title = "top-1" if any(r.slim.top1 is not None for _, r in results) else "agreement with dense"
+        if rows:
+            charts[f"Accuracy against latency on {target}"] = _tradeoff(rows, title)
+    return charts
+
+
+def _sweep_rows(sweep: Sweep, point: SweepPoint, result: SweepResult) -> list[dict[str, Any]]:
+    dense, slim = accuracy_of(result.dense), accuracy_of(result.slim)
+    if dense is None or slim is None:
+        return []
+    name = phrases.budget_text(sweep, point)
+    named = {"name": name.removeprefix(f"{sweep.budget} ")} if result.chosen else {}
+    return [
+        _place("dense", result, result.dense, (dense, None)),
+        _place(name, result, result.slim, (slim, result.slim.interval)) | named,
+    ]
 
 
 def _speedup_row(report: Report, result: Result, several: bool) -> dict[str, Any]:
@@ -195,24 +239,27 @@ def _curve(side: str, samples: Sequence[float]) -> list[Row]:
 def _tradeoff_rows(report: Report, result: Result, labelled: bool, several: bool) -> list[dict[str, Any]]:
     dense = result.dense.top1 if labelled else 1.0
     slim = result.slim.top1 if labelled else result.slim.agreement
+    assert dense is not None
+    assert slim is not None
+    name = report.name if several else "slim"
+    interval = top1_interval(dense, result.drop) if labelled and result.drop is not None else None
     return [
-        {"build": build, "precision": result.precision, "ms": artefact.latency_ms.median, "share": share}
-        for build, artefact, share in (
-            ("dense", result.dense, dense),
-            (report.name if several else "slim", result.slim, slim),
-        )
+        _place("dense", result, result.dense, (dense, None)),
+        _place(name, result, result.slim, (slim, interval)),
     ]
 
 
-def _front(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return the rows that no other beats in both time and accuracy, the fastest first."""
-    front: list[Row] = []
-    best = -1.0
-    for row in sorted(rows, key=lambda row: (row["ms"], -row["share"])):
-        if row["share"] > best:
-            best = row["share"]
-            front.append({"ms": row["ms"], "share": row["share"]})
-    return front
+def _place(
+    build: str,
+    result: Result | SweepResult,
+    artefact: ArtefactFacts | SweepDense,
+    share: tuple[float, Interval | None],
+) -> dict[str, Any]:
+    """Place an artefact in the plane of latency and accuracy, with the intervals of both."""
+    low, high = artefact.latency_ms.interval
+    place = {"build": build, "precision": result.precision, "trusted": result.verdict == "trusted"}
+    place |= {"ms": artefact.latency_ms.median, "share": share[0], "ms_low": low, "ms_high": high}
+    return place | ({} if share[1] is None else {"share_low": share[1][0], "share_high": share[1][1]})
 
 
 def _finish(layers: list[alt.Chart], height: int) -> Spec:

@@ -19,8 +19,8 @@ from edgevit.disk import atomic_write
 from edgevit.report import charts, phrases
 from edgevit.report.comparison import fastest_first
 from edgevit.report.model import BlockFacts, Report
+from edgevit.report.sweep import Sweep
 
-_TEMPLATE = "template.html"
 _GLOBALS = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -43,8 +43,27 @@ def render_html(reports: Sequence[Report]) -> str:
     """
     if not reports:
         raise ValueError("expected at least one report, got none")
+    return _template("template.html").render(
+        reports=reports,
+        side_by_side=fastest_first(reports),
+        charts=charts,
+        say=phrases,
+        chart_library=_chart_library(),
+    )
+
+
+def render_sweep(sweep: Sweep) -> str:
+    """Return the HTML text of a sweep, which links to the reports of its points in the folders beside it."""
+    page = _template("sweep.html")
+    return page.render(sweep=sweep, charts=charts, say=phrases, chart_library=_chart_library())
+
+
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FunctionLoader(
+        lambda file: resources.files(__package__).joinpath(file).read_text("utf-8")
+    )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["fact"] = _fact
     environment.filters["before_after"] = _before_after
@@ -53,14 +72,7 @@ def render_html(reports: Sequence[Report]) -> str:
     environment.filters["beside_links"] = _beside_links
     environment.filters["runs"] = _runs
     environment.filters["spec"] = _spec
-    template = environment.from_string(resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8"))
-    return template.render(
-        reports=reports,
-        side_by_side=fastest_first(reports),
-        charts=charts,
-        say=phrases,
-        chart_library=_chart_library(),
-    )
+    return environment.get_template(name)
 
 
 @functools.cache

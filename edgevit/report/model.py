@@ -486,7 +486,7 @@ def unmeasured(kits: Sequence[KitFacts], results: Sequence[Result]) -> tuple[str
     return tuple(kit.target for kit in kits if kit.target not in measured)
 
 
-def to_json(report: Report) -> str:
+def to_json(report: Part) -> str:
     """Write a report as JSON text: keys in the order of the schema, lists of plain values in one line."""
     text = json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
     # Strings hold no raw line breaks in JSON, so this only meets the layout of lists without inner brackets.

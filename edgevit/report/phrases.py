@@ -16,6 +16,7 @@ from edgevit.report.model import (
     TableFacts,
     unmeasured,
 )
+from edgevit.report.sweep import Sweep, SweepPoint, SweepResult
 
 NONE = "-"
 
@@ -47,6 +48,11 @@ def hidden(neurons: int, used: int | None, inputs: int | None) -> str:
 def share(value: float | None) -> str:
     """Write a fraction as percent with one decimal; "-" for None."""
     return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def share_interval(interval: Interval) -> str:
+    """Write an interval of fractions: "76.1-79.3%"."""
+    return f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}%"
 
 
 def milliseconds(value: float, like: float | None = None) -> str:
@@ -86,7 +92,7 @@ def kept(promise: float) -> str:
     return f"{100 * promise:.0f}%"
 
 
-def label(result: Result) -> str:
+def label(result: Result | SweepResult) -> str:
     """Name a candidate: "openvino-cpu fp32"."""
     return f"{result.target} {result.precision}"
 
@@ -214,6 +220,59 @@ def _spent(facts: BudgetFacts) -> str:
         f"{planned}, {milliseconds(facts.counted)} measured ({facts.measured_on}); that is"
         f" {facts.dense_measured / facts.counted:.2f}x the dense model's speed, where {wanted:.2f}x was asked"
     )
+
+
+def sweep_findings(sweep: Sweep) -> list[str]:
+    """Say what a sweep means: how far the curve goes, and which points are missing from it, and why."""
+    said = [_reach(sweep, target) for target in _targets(sweep)]
+    said += [
+        f"{budget_text(sweep, p)} was not built: {p.failed}" for p in sweep.points if p.failed is not None
+    ]
+    return [*said, *(f"{budget_text(sweep, p)}: {p.missed}" for p in sweep.points if p.missed is not None)]
+
+
+def budget_text(sweep: Sweep, point: SweepPoint) -> str:
+    """Write a point's budget: "macs 0.8"."""
+    value = point.asked
+    return f"{sweep.budget} {value if isinstance(value, str) else f'{value:g}'}"
+
+
+def _targets(sweep: Sweep) -> list[str]:
+    return list(dict.fromkeys(result.target for point in sweep.points for result in point.results))
+
+
+def _reach(sweep: Sweep, target: str) -> str:
+    """Say which points of a target no other beats, from the most accurate to the fastest."""
+    front = [
+        (result.slim.latency_ms.median, point, result)
+        for point in sweep.points
+        for result in point.results
+        if result.target == target and result.front
+    ]
+    if not front:
+        return f"{target}: no point is both trusted and better than the dense model in time or accuracy."
+    ends = [front[0]] if len(front) == 1 else [max(front, key=_ms), min(front, key=_ms)]
+    places = [
+        f"{budget_text(sweep, point)} ({result.precision}, {milliseconds(ms)} ms, {_worth(result)},"
+        f" {ratio(result.speedup.measured)})"
+        for ms, point, result in ends
+    ]
+    if len(front) == 1:
+        return f"{target}: one point is beaten by none in both time and accuracy, {places[0]}."
+    return (
+        f"{target}: {len(front)} points are beaten by none in both time and accuracy, from {places[0]} to"
+        f" {places[1]}."
+    )
+
+
+def _ms(place: tuple[float, SweepPoint, SweepResult]) -> float:
+    return place[0]
+
+
+def _worth(result: SweepResult) -> str:
+    if result.slim.top1 is not None:
+        return f"top-1 {share(result.slim.top1)}"
+    return f"agreement {share(result.slim.agreement)}"
 
 
 def _lost(drop: Drop) -> str:

@@ -11,12 +11,13 @@ from rich.text import Text
 
 from edgevit.report import phrases
 from edgevit.report.comparison import fastest_first
-from edgevit.report.model import ArtefactFacts, Report, Result, SlimFacts
+from edgevit.report.model import ArtefactFacts, Latency, Report, Result, SlimFacts
+from edgevit.report.sweep import Sweep, SweepLatency, SweepPoint, SweepResult
 
 _WIDE = 140
 """From this many columns on, one table holds everything; below it, sizes and times have one each."""
 
-_WORDS = {"build", "candidate", "computed in", "layer", "model", "verdict"}
+_WORDS = {"budget", "build", "candidate", "computed in", "layer", "model", "verdict"}
 """Columns of words; all others hold numbers."""
 
 
@@ -74,6 +75,49 @@ def render_comparison(reports: Sequence[Report], console: Console) -> None:
         )
     console.print(table)
     console.print(Text("drop in points of top-1; ms and speed-up with their 95 % intervals."))
+
+
+def render_sweep(sweep: Sweep, console: Console) -> None:
+    """Print the points of a sweep, the chosen candidates of each, and which none beats."""
+    table = _table("budget", *["MACs", "top-1", "drop", "agree", "ms", "speed-up", "kept"])
+    for warning in sweep.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    for point in sweep.points:
+        for result in [r for r in point.results if r.chosen] or point.results:
+            table.add_row(*_sweep_cells(sweep, point, result), end_section=True)
+        if not point.results:
+            why = "not built" if point.failed is not None else "not measured here"
+            name = Text.assemble((phrases.budget_text(sweep, point), "bold"), f"\n{why}")
+            table.add_row(name, end_section=True)
+    console.print(table)
+    console.print(Text("unbeaten: none is faster and as accurate; drop in points; 95 % intervals below."))
+    console.print()
+    for finding in phrases.sweep_findings(sweep):
+        console.print(Text(finding))
+
+
+def _sweep_cells(sweep: Sweep, point: SweepPoint, result: SweepResult) -> list[Text | str]:
+    assert point.slim is not None  # it has results
+    slim = result.slim
+    mark = ", unbeaten" if result.front else ", untrusted" if result.verdict == "untrusted" else ""
+    candidate = f"\n{result.target}\n{result.precision}{mark}"
+    name = Text.assemble((phrases.budget_text(sweep, point), "bold"), candidate)
+    top1, agreement = phrases.share(slim.top1), phrases.share(slim.agreement)
+    if slim.top1 is None and slim.interval is not None:
+        agreement += f"\n{phrases.share_interval(slim.interval)}"
+    lost = result.drop
+    return [
+        name,
+        phrases.count(point.slim.macs, sweep.dense.macs),
+        top1,
+        phrases.NONE
+        if lost is None
+        else f"{phrases.points(lost.points)}\n{phrases.points_interval(lost.interval)}",
+        agreement,
+        _interval_below(slim.latency_ms),
+        _speedup(result),
+        phrases.kept(result.speedup.promise),
+    ]
 
 
 def _table(*headers: str) -> Table:
@@ -162,7 +206,10 @@ def _verdict(result: Result, separator: str) -> Text:
 
 
 def _median(artefact: ArtefactFacts) -> str:
-    latency = artefact.latency_ms
+    return _interval_below(artefact.latency_ms)
+
+
+def _interval_below(latency: Latency | SweepLatency) -> str:
     interval = phrases.milliseconds_interval(latency.interval, latency.median)
     return f"{phrases.milliseconds(latency.median)}\n{interval}"
 
@@ -172,6 +219,6 @@ def _one_line(artefact: ArtefactFacts) -> str:
     return f"{median} ({interval})"
 
 
-def _speedup(result: Result) -> str:
+def _speedup(result: Result | SweepResult) -> str:
     speedup = result.speedup
     return f"{phrases.ratio(speedup.measured)}\n{phrases.ratio_interval(speedup.interval)}"
