@@ -17,21 +17,23 @@ from edgevit.report.terminal import render_sweep
 
 NARROW = """\
 Warning: 2 of 650 evaluation images were corrupt and skipped
-budget             MACs  top-1         drop  agree         ms   speed-up  kept
-──────────────────────────────────────────────────────────────────────────────
-macs 0.8        1.003 G  79.1%          0.1  94.3%       6.20      1.20x   74%
-openvino-cpu                    -0.6 to 1.0         6.16-6.24  1.17-1.22
-fp32, unbeaten
+budget           MACs  top-1         drop  agree         ms   speed-up  kept
+────────────────────────────────────────────────────────────────────────────
+macs 0.8      1.003 G  79.1%          0.1  94.3%       6.20      1.20x   74%
+openvino-cpu                  -0.6 to 1.0         6.16-6.24  1.17-1.22
+fp32
+unbeaten
 
-macs 0.6        0.752 G  78.3%          0.9  94.3%       4.80      1.55x   96%
-openvino-cpu                     0.2 to 1.8         4.77-4.83  1.51-1.58
-fp32, unbeaten
+macs 0.6      0.752 G  78.3%          0.9  94.3%       4.80      1.55x   96%
+openvino-cpu                   0.2 to 1.8         4.77-4.83  1.51-1.58
+fp32
+unbeaten
 
 macs 0.1
 not built
 
-macs 0.5        0.627 G  77.2%          2.0  94.3%       7.00      1.06x   66%
-openvino-cpu                     1.3 to 2.9         6.96-7.04  1.04-1.08
+macs 0.5      0.627 G  77.2%          2.0  94.3%       7.00      1.06x   66%
+openvino-cpu                   1.3 to 2.9         6.96-7.04  1.04-1.08
 fp32
 unbeaten: none is faster and as accurate; drop in points; 95 % intervals below.
 

@@ -99,7 +99,7 @@ def render_sweep(sweep: Sweep, console: Console) -> None:
 def _sweep_cells(sweep: Sweep, point: SweepPoint, result: SweepResult) -> list[Text | str]:
     assert point.slim is not None  # it has results
     slim = result.slim
-    mark = ", unbeaten" if result.front else ", untrusted" if result.verdict == "untrusted" else ""
+    mark = "\nunbeaten" if result.front else "\nuntrusted" if result.verdict == "untrusted" else ""
     candidate = f"\n{result.target}\n{result.precision}{mark}"
     name = Text.assemble((phrases.budget_text(sweep, point), "bold"), candidate)
     top1, agreement = phrases.share(slim.top1), phrases.share(slim.agreement)
