@@ -817,6 +817,11 @@ def allowed_difference(largest: float, allowed: Allowed) -> float:
     return allowed.relative * max(1.0, largest)
 
 
+def most_beyond(share: float, images: int) -> int:
+    """Return how many images may exceed a tolerance: at least one where a share may, however few."""
+    return max(1, math.floor(share * images)) if share else 0
+
+
 def objection(found: Compared, allowed: Allowed) -> str:
     """Return what is wrong with an engine's answers, to stand behind "the engine"; empty where nothing is."""
     same = f"{found.top1_agreement:.1%} of {found.images} images"
@@ -825,7 +830,7 @@ def objection(found: Compared, allowed: Allowed) -> str:
         if math.isfinite(found.max_abs) and found.top1_agreement >= allowed.agreement:
             return ""
         return f"has its graph's top-1 on {same}, expected {allowed.agreement:.0%}; its {apart}"
-    most = math.floor(allowed.outliers * found.images)
+    most = most_beyond(allowed.outliers, found.images)
     if math.isfinite(found.max_abs) and found.beyond <= most:
         return ""
     limit = f"allowed {allowed_difference(found.largest, allowed):.3g}"

@@ -148,6 +148,17 @@ def test_check_parity_of_merged_model_allows_few_images_that_part_at_a_merge() -
     assert (found.images, found.outliers) == (60, 1)
 
 
+def test_check_parity_of_merged_model_allows_one_of_few_images() -> None:
+    link = torch_link(make(MERGED))
+    found = check_parity(link, _jumping(link, "blocks.1"), _batches(32, 1), limits_for(MERGED, 1e-4), MERGED)
+    assert (found.images, found.outliers) == (32, 1)
+
+
+def test_limits_allow_more_outliers_where_many_blocks_choose() -> None:
+    many = replace(MERGED, blocks=MERGED.blocks[:1] * 10)
+    assert limits_for(many, 1e-4).outliers == pytest.approx(0.1)
+
+
 def test_check_parity_of_merged_model_refuses_more_images_than_the_share() -> None:
     link = torch_link(make(MERGED))
     candidate = _jumping(link, "blocks.1")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.engine import most_beyond
 from edgevit.errors import ParityError
 from edgevit.models.arch import Arch
 
@@ -26,7 +27,9 @@ Runner = Callable[[Batch], Batch]
 
 TORCH_TO_ONNX = 1e-4
 ONNX_TO_ARTEFACT = 1e-3
-CHOSEN_OUTLIERS = 0.02
+CHOSEN_OUTLIERS = 0.01
+"""Share of images in which one choosing block may turn a choice, 0..1."""
+LEAST_OUTLIERS = 0.02
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,12 @@ class _Pair:
 
 
 def limits_for(arch: Arch, relative: float) -> Limits:
-    """Return the limits for a model: a share of images may exceed them only where something is chosen."""
-    return Limits(relative, CHOSEN_OUTLIERS if choosing_blocks(arch) else 0.0)
+    """Return the limits for a model: a share of images may exceed them only where something is chosen.
+
+    The share grows with the blocks that choose: each has nearly equal pairs of its own.
+    """
+    choosing = len(choosing_blocks(arch))
+    return Limits(relative, max(LEAST_OUTLIERS, CHOSEN_OUTLIERS * choosing) if choosing else 0.0)
 
 
 def choosing_blocks(arch: Arch) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ def check_parity(
         if found.top1_agreement < limits.agreement or not math.isfinite(found.max_abs):
             raise ParityError(_agreement_message((reference, candidate), found, limits.agreement))
         return found
-    if found.outliers > math.floor(limits.outliers * found.images):
+    if found.outliers > most_beyond(limits.outliers, found.images):
         block = first_diverging(reference, candidate, outliers[0], limits, arch)
         raise ParityError(_message((reference, candidate), found, limits, block))
     for outlier in outliers if limits.explained else []:
