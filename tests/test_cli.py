@@ -502,7 +502,7 @@ def test_targets_name_that_is_none_is_a_usage_error() -> None:
 
 def test_schema_of_each_kind_is_an_object() -> None:
     kinds = json.loads(edgevit("schema").stdout)
-    assert list(kinds) == ["recipe", "target", "set", "report", "manifest"]
+    assert list(kinds) == ["recipe", "target", "set", "report", "sweep", "manifest"]
     assert json.loads(edgevit("schema", "target").stdout) == kinds["target"]
     assert "schema" in kinds["report"]["properties"]
 
