@@ -13,8 +13,10 @@ a stage either absent or whole, and a public name either old or new. `.stage.jso
 and SHA-256 of every file: an output that was changed or cut afterwards (a tool that edits the public
 file in place changes the linked stage too) is noticed and made again.
 
-What takes minutes and is the same for every build of a model on a machine (latency tables, sensitivities) a
-build takes over from the builds beside it, which are those in the same folder that belong to the same user.
+A stage that is not there is taken over from the build directory that this one lies in, as the points of a
+sweep lie in the sweep's. What takes minutes and is the same for every build of a model on a machine (latency
+tables, sensitivities) is taken over from the builds beside it in the same folder, too. All of this from
+directories of the same user alone.
 
 Stages that the current build does not use stay, newest first, as long as they are together no
 larger than those in use: going back to the previous recipe is free, and the directory at most doubles.
@@ -144,53 +146,39 @@ class Store:
     def outputs(self, name: str) -> list[Path]:
         """Return the finished folders of a stage under all keys that are still kept, the newest first.
 
-        Those of this build come first, then those of the builds beside it.
+        Those of this build come first, then those of the builds around it.
         """
         found: list[Path] = []
-        for stages in (self._stages, *self._beside()):
+        for stages in (self._stages, *self._elsewhere(shared=True)):
             here = [path for path in stages.glob(f"{name}-*") if path.name[len(name) + 1 :].isalnum()]
             found += sorted(here, key=_modified_ns, reverse=True)
         return found
 
-    def _beside(self) -> Iterator[Path]:
-        """Yield the stages of other builds in the same folder; another user's would have to be trusted."""
-        with contextlib.suppress(OSError):
-            for own in sorted(self.root.absolute().parent.glob(f"*/{OWN}")):
-                if own.parent != self.root.absolute() and own.stat().st_uid == os.getuid():
-                    yield own / "stages"
+    def _elsewhere(self, *, shared: bool) -> Iterator[Path]:
+        """Yield the stages of the build that this one lies in, and of those beside it where `shared`.
 
-    def _take_over(self, folder: str, key_sha256: str, to: Path) -> bool:
-        """Copy a finished stage of a build beside this one; False where none has it."""
-        for stages in self._beside():
-            source = stages / folder
+        They are of this user: another's would have to be trusted.
+        """
+        root = self.root.absolute()
+        with contextlib.suppress(OSError):
+            for pattern in (OWN, f"*/{OWN}") if shared else (OWN,):
+                for own in sorted(root.parent.glob(pattern)):
+                    if own.parent != root and own.stat().st_uid == os.getuid():
+                        yield own / "stages"
+
+    def _take_over(self, key_sha256: str, to: Path, *, shared: bool) -> bool:
+        """Link or copy a finished stage of another build into the folder `to`; False where none has it."""
+        for stages in self._elsewhere(shared=shared):
+            source = stages / to.name
             if not _is_whole(source, key_sha256):
                 continue
             with contextlib.suppress(FileNotFoundError, shutil.Error):  # it was removed meanwhile
-                shutil.copytree(source, to, dirs_exist_ok=True)
+                shutil.copytree(source, to, copy_function=_link_or_copy, dirs_exist_ok=True)
             if _is_whole(to, key_sha256):
                 return True
             shutil.rmtree(to, ignore_errors=True)
             to.mkdir()
         return False
-
-    def adopt(self, root: Path) -> None:
-        """Take over the finished stages of another build directory that are not here.
-
-        They are linked where the file system can do so, else copied. Whether they are whole is checked where
-        they are used, as it is of one's own.
-
-        Raises:
-            DiskFullError: no space left for a copy.
-            OutputError: this directory cannot be written.
-        """
-        for folder in sorted((root / OWN / "stages").glob("*")):
-            final, temporary = self._stages / folder.name, self._tmp / folder.name
-            if final.exists():
-                continue
-            with disk_errors(final):
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.copytree(folder, temporary, copy_function=_link_or_copy_named)
-                os.rename(temporary, final)
 
     def work_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return a folder in which a stage can keep what it has, made if need be; a kill leaves it there.
@@ -210,7 +198,8 @@ class Store:
     ) -> Path:
         """Return the finished folder of a stage, calling `make(folder)` only when it is not there.
 
-        Where it is `shared`, what a build beside this one has made is taken over.
+        What the build that this one lies in has made is taken over, where it is `shared` also what one beside
+        this has: linked where the file system can, else copied.
         Whatever `make` raises, its folder is removed and nothing appears under the final name.
 
         Raises:
@@ -228,7 +217,7 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
         try:
-            if not (shared and self._take_over(final.name, key_sha256, temporary)):
+            if not self._take_over(key_sha256, temporary, shared=shared):
                 make(temporary)
                 with disk_errors(final):
                     _seal(temporary, name, key)
@@ -437,18 +426,14 @@ def _is_unchanged(path: Path, noted: Mapping[str, int | str]) -> bool:
     return state.st_mtime_ns == noted["mtime_ns"] or sha256_file(path) == noted["sha256"]
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         shutil.copyfile(source, target)
-        sync(target)
-
-
-def _link_or_copy_named(source: str, target: str) -> None:
-    _link_or_copy(Path(source), Path(target))
+        sync(Path(target))
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

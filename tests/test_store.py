@@ -163,23 +163,20 @@ def test_run_in_a_copied_build_with_other_times_reuses_it(tmp_path: Path) -> Non
         assert store.run("export", {}, _never) == folder
 
 
-def test_adopted_stage_is_not_made_again_and_takes_no_room(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "one", "one") as one:
-        made = one.run("plan", {"width": 1}, _fill("plan"))
-    with Store.open(tmp_path / "two", "two") as two:
-        two.adopt(tmp_path / "one")
-        two.adopt(tmp_path / "one")
-        found = two.run("plan", {"width": 1}, _never)
+def test_stage_of_the_build_around_is_not_made_again_and_takes_no_room(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "around") as around:
+        made = around.run("plan", {"width": 1}, _fill("plan"))
+    with Store.open(tmp_path / "point", "point") as point:
+        found = point.run("plan", {"width": 1}, _never)
         assert (found / "out.txt").samefile(made / "out.txt")
-        assert found == two.stage_path("plan", {"width": 1})
+        assert found == point.stage_path("plan", {"width": 1})
 
 
-def test_adopted_stage_that_was_damaged_is_made_again(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "one", "one") as one:
-        (one.run("plan", {"width": 1}, _fill("plan")) / "out.txt").write_text("planned")
-    with Store.open(tmp_path / "two", "two") as two:
-        two.adopt(tmp_path / "one")
-        assert (two.run("plan", {"width": 1}, _fill("plan")) / "out.txt").read_text() == "plan"
+def test_stage_of_the_build_around_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "around") as around:
+        (around.run("plan", {"width": 1}, _fill("plan")) / "out.txt").write_text("planned")
+    with Store.open(tmp_path / "point", "point") as point:
+        assert (point.run("plan", {"width": 1}, _fill("plan")) / "out.txt").read_text() == "plan"
 
 
 def test_publish_again_with_fewer_files_finish_removes_only_edgevits_own(tmp_path: Path) -> None:

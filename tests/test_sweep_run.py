@@ -137,7 +137,7 @@ def tasks(swept: tuple[Swept, Path], tmp_path: Path) -> list[Task]:
     recipe = load_recipe(str(swept[1] / "toy.toml"))
     points = read_points(recipe, "0.8,0.6", None, tmp_path / "elsewhere").points
     plan = plan_from_json(json.loads((swept[1] / "out" / "macs-0.6" / "plan.json").read_text()))
-    return [Task(point, plan, swept[1] / "out", ()) for point in points]
+    return [Task(point, plan, ()) for point in points]
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ class Stages:
             key: everything its output depends on.
             make: writes the output into a folder.
             of: what the stage was run for, in the report.
-            shared: whether its output is taken over from a build beside this one.
+            shared: whether its output is also taken over from a build beside this one.
         """
         made = []
         name = f"{stage} {of}".rstrip()

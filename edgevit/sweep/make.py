@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgevit.errors import BackendError, EdgevitError, ExportError, PlanError, TrainingError
 from edgevit.pipeline.graphs import SIDES
@@ -29,8 +28,6 @@ class Task:
 
     point: Point
     plan: Plan
-    shared: Path
-    """The directory of the sweep, whose stages all points have in common."""
     targets: tuple[str, ...]
     """In place of the recipe's."""
     threads: int | None = None
@@ -50,7 +47,6 @@ def make_point(task: Task, progress: Progress = silent) -> EdgevitError | None:
             naming_recipe(recipe.path),
             Store.open(task.point.folder, recipe.recipe.name) as store,
         ):
-            store.adopt(task.shared)
             _make(Stages(store, progress), task)
     except OF_A_POINT as error:
         return error

@@ -72,9 +72,7 @@ def run_sweep(points: Points, options: SweepOptions = SweepOptions(), progress: 
             plans = _prepare(stages, inputs, points.points)
         failed = {point: plan for point, plan in plans.items() if isinstance(plan, EdgevitError)}
         tasks = [
-            Task(point, plan, points.out, targets)
-            for point, plan in plans.items()
-            if not isinstance(plan, EdgevitError)
+            Task(point, plan, targets) for point, plan in plans.items() if not isinstance(plan, EdgevitError)
         ]
         failed |= {task.point: error for task, error in _make(tasks, options, progress) if error is not None}
         outcomes = list(_measure(points.points, failed, targets, progress))
