@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from edgevit.models.arch import Arch
 from edgevit.plan import Anatomy, Kind
+from edgevit.schema import OptionValue
 from edgevit.shipped import shipped_names
 from edgevit.target import DEFAULT_TARGET
 
@@ -17,7 +19,7 @@ _SECTIONS = """\
 name = {name}
 # weights = "weights.safetensors"  # or a .pth that holds tensors only; without any, the weights are random
 # pretrained = true                # instead of weights: timm fetches its own
-# options = {{ num_classes = {classes} }}    # of timm.create_model, for weights of another size
+{options}  # of timm.create_model, for weights of another size
 
 # Unlabelled images like those the device will see. With them the remaining weights are refitted; without them
 # rows are cut and nothing else, which costs most of the accuracy.
@@ -83,13 +85,16 @@ _CUT: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
 """What the recipe cuts to begin with: three quarters stay, the mildest cut that a device notices."""
 
 
-def recipe_text(name: str, arch: Arch, anatomy: Anatomy) -> str:
+def recipe_text(
+    name: str, arch: Arch, anatomy: Anatomy, options: Mapping[str, OptionValue] | None = None
+) -> str:
     """Write a recipe for the model `name` that loads as it is.
 
     Args:
         name: what `model.name` shall say.
         arch: dims of the dense model.
         anatomy: what can be cut in it.
+        options: what `model.options` shall say, by which the dims are those of `arch`.
     """
     plan = [_plan_line(kind, anatomy) for kind in _WHAT]
     dead = "true  # leave out what nothing reads; the output stays the same"
@@ -102,11 +107,16 @@ def recipe_text(name: str, arch: Arch, anatomy: Anatomy) -> str:
         tokens=arch.tokens,
         image=" x ".join(map(str, arch.image)),
         classes=arch.classes,
+        options=_options_line(options) if options else f"# options = {{ num_classes = {arch.classes} }}  ",
         plan="\n".join(plan),
         dead_tokens=kept if anatomy.read_tokens is None else dead,
         target=json.dumps(DEFAULT_TARGET),
         targets=", ".join(shipped_names("targets")),
     )
+
+
+def _options_line(options: Mapping[str, OptionValue]) -> str:
+    return f"options = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in options.items())} }}"
 
 
 def _plan_line(kind: Kind, anatomy: Anatomy) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.cost import Cost, ModelCost, model_cost
-from edgevit.errors import WeightsError
+from edgevit.errors import RecipeError, WeightsError
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, arch_from_json
 from edgevit.ownership import marker_path
 from edgevit.plan import KINDS, Anatomy
 from edgevit.report import phrases
+from edgevit.schema import OptionValue
 
 _SAVED_BESIDE = ("preprocess", "labels", "random_weights")  # in arch.json, but no dims
 _DIMS = ("heads", "qk", "vo", "hidden", "tokens")
@@ -60,15 +62,32 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
     return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}
 
 
-def inspect_model(name: str) -> Inspection:
+def inspect_model(
+    name: str, weights: Path | None = None, options: Mapping[str, OptionValue] | None = None
+) -> Inspection:
     """Read the dims of a model: a timm name, or a directory with an arch.json.
 
+    Args:
+        name: as in a recipe's [model].
+        weights: a file that has to be of this model; the dims say whether it is.
+        options: of timm's create_model.
+
     Raises:
-        RecipeError: timm knows no such model, and there is no such directory.
+        RecipeError: timm knows no such model or refuses its options, and there is no such directory; or
+            weights or options are given for a directory, which has its own.
         UnsupportedModelError: no model of a family that edgevit knows.
-        WeightsError: the directory holds something else, or is damaged.
+        WeightsError: the directory holds something else, or is damaged; weights of another model.
     """
-    arch = _saved_arch(Path(name)) if Path(name).is_dir() else _timm_arch(name)
+    if not Path(name).is_dir():
+        arch = _timm_arch(name, weights, options or {})
+    elif weights or options:
+        given = ", ".join([*(["weights"] if weights else []), *(options or {})])
+        raise RecipeError(
+            f"{name}: expected a timm name beside {given}, got a directory, whose model has its own weights"
+            f" and dims. Leave {given} out."
+        )
+    else:
+        arch = _saved_arch(Path(name))
     return Inspection(name, arch, read_anatomy(arch), model_cost(arch))
 
 
@@ -86,10 +105,10 @@ def _saved_arch(folder: Path) -> Arch:
     return arch_from_json({key: value for key, value in data.items() if key not in _SAVED_BESIDE}, str(path))
 
 
-def _timm_arch(name: str) -> Arch:
+def _timm_arch(name: str, weights: Path | None, options: Mapping[str, OptionValue]) -> Arch:
     from edgevit.models.load import ModelSource, load_model
 
-    return load_model(ModelSource(name)).model.arch
+    return load_model(ModelSource(name, weights, options=options)).model.arch
 
 
 def render(found: Inspection, console: Console) -> None:

@@ -159,6 +159,25 @@ def test_inspect_json_counts_deit_tiny_as_the_literature_does() -> None:
     assert (len(data["blocks"]), data["blocks"][0]["heads"], data["blocks"][0]["qk_dim"]) == (12, 3, 64)
 
 
+def test_inspect_name_without_a_head_takes_classes_and_image_size() -> None:
+    refused = edgevit("inspect", "vit_small_patch14_dinov2")
+    assert refused.exit_code == 2
+    assert "`edgevit inspect` and `edgevit init` take --num-classes" in refused.stderr
+    data = json.loads(
+        edgevit(
+            "inspect", "vit_small_patch14_dinov2", "--num-classes", "10", "--img-size", "224x280", "--json"
+        ).stdout
+    )
+    assert (data["classes"], data["image"], data["tokens"]) == (10, [3, 224, 280], 16 * 20 + 1)
+
+
+@pytest.mark.parametrize("size", ["0", "224x", "a", "-1", "1.5"])
+def test_inspect_image_size_that_is_none_is_a_usage_error(size: str) -> None:
+    result = edgevit("inspect", "cct_4_3x2", f"--img-size={size}")
+    assert result.exit_code == 2
+    assert "such as 224x288" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_inspect_groups_shows_what_is_cut_together(toy: Path, tmp_path: Path) -> None:
     result = edgevit("inspect", toy / "out", "--groups", "--html", tmp_path / "groups.html")
     assert "blocks.0-1.qk" in result.stdout
@@ -184,6 +203,12 @@ def test_init_recipe_loads_and_names_the_model(tmp_path: Path) -> None:
     path.write_text(edgevit("init", "deit_tiny_patch16_224").stdout)
     recipe = load_toml(path, Recipe)
     assert (recipe.model.name, recipe.plan.qk_dim, recipe.plan.hidden) == ("deit_tiny_patch16_224", 48, 576)
+
+
+def test_init_recipe_has_the_options_that_it_was_made_with(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(edgevit("init", "cct_4_3x2", "--num-classes", "7", "--img-size", "32x48").stdout)
+    assert load_toml(path, Recipe).model.options == {"num_classes": 7, "img_size": (32, 48)}
 
 
 def test_init_recipe_with_every_comment_taken_out_loads_too(tmp_path: Path) -> None:
@@ -516,7 +541,7 @@ def test_schema_of_an_unknown_kind_is_a_usage_error() -> None:
 def test_unexpected_error_is_short_and_says_how_to_see_more() -> None:
     code = (
         "import sys, edgevit.inspection\n"
-        "def broken(name): raise KeyError('boom')\n"
+        "def broken(*given): raise KeyError('boom')\n"
         "edgevit.inspection.inspect_model = broken\n"
         "from edgevit.cli import main; main()"
     )

@@ -20,7 +20,7 @@ from edgevit.models.layers import SlimAttention, SlimBlock, SlimMlp, SlimViT
 
 NO_CLASSIFIER = (
     "no classifier (num_classes = 0). Give it one in a recipe, by num_classes in model.options and weights"
-    " that have it"
+    " that have it; `edgevit inspect` and `edgevit init` take --num-classes"
 )
 """What a model without a head is told, as many published DINOv2 and v3 are."""
 
