@@ -17,6 +17,7 @@ __all__ = [
     "disk_errors",
     "files_below",
     "full_disk",
+    "link_or_copy",
     "sha256_file",
     "sha256_tree",
     "sync",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Writers in C++ and Rust (OpenVINO, safetensors) report a full disk in words, without an errno.
 _FULL_WORDS = ("no space left on device", "os error 28)", "os error 27)", "disk quota exceeded")
@@ -89,6 +91,21 @@ def write_synced(path: Path, raw: bytes) -> None:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name: a hard link where the file system can, else a copy, flushed to the disk.
+
+    Raises:
+        OSError: the disk refuses both; a part of the copy may be there.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)
+        sync(Path(target))
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,8 @@ FORMAT = 1
 """Of the directory; another one is not read."""
 OWN = ".edgevit"
 """The folder of a build directory that is edgevit's own."""
+STAGE_RECORD = ".stage.json"
+"""What a finished stage has beside its files: which they are."""
 
 
 def marker_path(root: Path) -> Path:

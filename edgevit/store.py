@@ -1,4 +1,4 @@
-"""Keep the output of every stage under the hash of its inputs, and give the results public names.
+"""Keep the output of every stage of a build under the hash of its inputs.
 
     build/<name>/
       .edgevit/build.json       whose build this is, and the public names that edgevit wrote
@@ -25,23 +25,20 @@ larger than those in use: going back to the previous recipe is free, and the dir
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from edgevit.disk import disk_errors, files_below, full_disk, sha256_file, sync, write_synced
-from edgevit.errors import OutputError
-from edgevit.ownership import FORMAT, OWN, check_owner, lock, marker_path, marker_text, published_names
+from edgevit.disk import disk_errors, files_below, full_disk, link_or_copy, sha256_file, sync, write_synced
+from edgevit.ownership import FORMAT, OWN, STAGE_RECORD, check_owner, lock
+from edgevit.public_files import PublicFiles
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-
-_RECORD = ".stage.json"
 
 
 def canonical_json(value: JSON) -> str:
@@ -55,7 +52,7 @@ def canonical_json(value: JSON) -> str:
 
 
 class Store:
-    """Stage outputs and public files of one build directory; open it with `Store.open`.
+    """Stage outputs of one build directory, and its `public` files; open it with `Store.open`.
 
     One process at a time holds a directory, and uses it from one thread.
     """
@@ -64,13 +61,12 @@ class Store:
         """Take over a directory that `open` has checked and locked."""
         self.root = root
         self.name = name
+        self.public = PublicFiles(root, name, root / OWN / "tmp")
         self._lock_fd = lock_fd
         self._stages = root / OWN / "stages"
         self._tmp = root / OWN / "tmp"
         self._work = root / OWN / "work"
         self._used: set[str] = set()
-        self._published: set[str] = set()
-        self._known: set[str] = set()
         self._new = False
 
     @classmethod
@@ -95,8 +91,7 @@ class Store:
                 shutil.rmtree(store._tmp, ignore_errors=True)
                 store._tmp.mkdir(exist_ok=True)
                 store._stages.mkdir(exist_ok=True)
-            store._known = set(published_names(root))
-            store._write_marker()
+            store.public.read_marker()
         except BaseException:
             store.close()
             raise
@@ -125,11 +120,6 @@ class Store:
         shutil.rmtree(self.root / OWN, ignore_errors=True)
         with contextlib.suppress(OSError):  # it was there before, or something else is in it
             self.root.rmdir()
-
-    @property
-    def published(self) -> tuple[str, ...]:
-        """Return the public names that this build has made so far, sorted."""
-        return tuple(sorted(self._published))
 
     def stage_path(self, name: str, key: Mapping[str, JSON]) -> Path:
         """Return the folder that the output of this stage has, or will have.
@@ -173,7 +163,7 @@ class Store:
             if not _is_whole(source, key_sha256):
                 continue
             with contextlib.suppress(FileNotFoundError, shutil.Error):  # it was removed meanwhile
-                shutil.copytree(source, to, copy_function=_link_or_copy, dirs_exist_ok=True)
+                shutil.copytree(source, to, copy_function=link_or_copy, dirs_exist_ok=True)
             if _is_whole(to, key_sha256):
                 return True
             shutil.rmtree(to, ignore_errors=True)
@@ -234,116 +224,19 @@ class Store:
             raise
         return final
 
-    def publish(self, source: Path, name: str) -> Path:
-        """Give a file, or all files of a folder, of a stage a public name below the build directory.
-
-        Each file appears at once and whole: as a hard link where the file system can, else as a copy.
-
-        Args:
-            source: a file or folder that `run` returned or that lies in it.
-            name: relative name with forward slashes, for example "onnx/fp32.onnx".
-
-        Raises:
-            ValueError: the name leaves the build directory.
-            OutputError: a file of that name is there which edgevit did not write.
-            DiskFullError: no space left for a copy; the old file stays.
-        """
-        files = {name: source} if source.is_file() else _below(source, name)
-        for public in files:
-            _check_public(public)
-        self._claim(set(files))
-        for public, file in files.items():
-            self._put(file, public)
-        return self.root / name
-
-    def write(self, name: str, text: str) -> Path:
-        """Write a public file that belongs to no stage, such as a report of this very run.
-
-        Raises:
-            ValueError: the name leaves the build directory.
-            OutputError: a file of that name is there which edgevit did not write.
-            DiskFullError: no space left; the old file stays.
-        """
-        _check_public(name)
-        self._claim({name})
-        source = self._tmp / "write"
-        with disk_errors(self.root / name, len(text.encode())):
-            write_synced(source, text.encode())
-        try:
-            self._put(source, name)
-        finally:
-            source.unlink(missing_ok=True)
-        return self.root / name
-
-    def withdraw(self, name: str) -> None:
-        """Remove a public file that edgevit wrote, until it is published or written again.
-
-        Raises:
-            OutputError: the directory cannot be written.
-        """
-        if name in self._known:
-            with disk_errors(self.root / name):
-                (self.root / name).unlink(missing_ok=True)
-                sync(self.root)
-
     def finish(self) -> None:
         """Remove public files that this build no longer makes, stages beyond the allowance, unfinished work.
 
-        Only files that edgevit wrote are removed. Call it once, after the last `publish`.
+        Only files that edgevit wrote are removed. Call it once, after the last public file.
 
         Raises:
             OutputError: the directory cannot be written.
         """
+        self.public.remove_others()
         with disk_errors(self.root):
-            for name in sorted(self._known - self._published):
-                path = self.root / name
-                path.unlink(missing_ok=True)
-                _remove_empty(path.parent, self.root)
-            self._known = set(self._published)
-            self._write_marker()
             self._prune_stages()
             shutil.rmtree(self._work, ignore_errors=True)
             sync(self.root)
-
-    def _claim(self, names: set[str]) -> None:
-        """Note the names before any file appears, so that a killed build's files are still known."""
-        for name in sorted(names - self._known):
-            if (self.root / name).exists():
-                raise OutputError(
-                    f"{self.root / name}: this file is in the way and was not written by edgevit. "
-                    "Move it away, or build elsewhere with --out DIR."
-                )
-        self._published |= names
-        if not names <= self._known:
-            self._known |= names
-            self._write_marker()
-
-    def _put(self, source: Path, name: str) -> None:
-        target = self.root / name
-        if target.exists() and target.samefile(source):
-            return
-        temporary = self._tmp / f"publish-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-        with disk_errors(target, source.stat().st_size):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.unlink(missing_ok=True)
-                _link_or_copy(source, temporary)
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            sync(target.parent)
-
-    def _write_marker(self) -> None:
-        raw = marker_text(self.name, self._known).encode()
-        temporary = self._tmp / "build.json"
-        with disk_errors(marker_path(self.root), len(raw)):
-            try:
-                write_synced(temporary, raw)
-                os.replace(temporary, marker_path(self.root))
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
 
     def _prune_stages(self) -> None:
         stages = sorted(self._stages.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -370,17 +263,6 @@ def _modified_ns(path: Path) -> int:
         return 0
 
 
-def _below(folder: Path, name: str) -> dict[str, Path]:
-    files = [path for path in files_below(folder) if path.name != _RECORD]
-    return {(PurePosixPath(name) / path.relative_to(folder).as_posix()).as_posix(): path for path in files}
-
-
-def _check_public(name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or parts[0] == OWN:
-        raise ValueError(f"{name!r} is no name below the build directory: give one like 'onnx/fp32.onnx'")
-
-
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files_below(folder))
 
@@ -401,17 +283,17 @@ def _seal(folder: Path, name: str, key: Mapping[str, JSON]) -> None:
             "sha256": sha256_file(path),
         }
     record: JSON = {"stage": name, "key": key, "key_sha256": _key_sha256(name, key), "files": files}
-    write_synced(folder / _RECORD, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
+    write_synced(folder / STAGE_RECORD, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
     for inner, _, _ in os.walk(folder):
         sync(Path(inner))
 
 
 def _is_whole(folder: Path, key_sha256: str) -> bool:
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = json.loads((folder / STAGE_RECORD).read_bytes())
         if record["key_sha256"] != key_sha256:
             return False
-        present = {path.relative_to(folder).as_posix() for path in files_below(folder)} - {_RECORD}
+        present = {path.relative_to(folder).as_posix() for path in files_below(folder)} - {STAGE_RECORD}
         noted: dict[str, dict[str, int | str]] = record["files"]
         return present == set(noted) and all(_is_unchanged(folder / n, f) for n, f in noted.items())
     except (OSError, ValueError, KeyError, TypeError):
@@ -424,20 +306,3 @@ def _is_unchanged(path: Path, noted: Mapping[str, int | str]) -> bool:
     if state.st_size != noted["bytes"]:
         return False
     return state.st_mtime_ns == noted["mtime_ns"] or sha256_file(path) == noted["sha256"]
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        shutil.copyfile(source, target)
-        sync(Path(target))
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents up to `root`, as far as nothing is left in them."""
-    while folder != root and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent

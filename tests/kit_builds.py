@@ -23,7 +23,7 @@ def write_kit_build(root: Path, report: Report, fill: Callable[[Path], None]) ->
         files=(),
     )
     with Store.open(root, report.name) as store:
-        store.publish(store.run("kit", {}, lambda folder: fill(folder / "kit")) / "kit", facts.folder)
-        store.write(FILE_NAME, to_json(report))
-        store.write(MANIFEST_FILE, manifest_text(manifest))
+        store.public.put(store.run("kit", {}, lambda folder: fill(folder / "kit")) / "kit", facts.folder)
+        store.public.write(FILE_NAME, to_json(report))
+        store.public.write(MANIFEST_FILE, manifest_text(manifest))
         store.finish()

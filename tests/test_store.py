@@ -32,8 +32,8 @@ def build(root, width):
     with Store.open(root, "toy") as store:
         plan_dir = store.run("plan", {"width": width}, plan)
         export_dir = store.run("export", {"plan": width}, export)
-        store.publish(plan_dir / "plan.json", "plan.json")
-        store.publish(export_dir / "onnx", "onnx")
+        store.public.put(plan_dir / "plan.json", "plan.json")
+        store.public.put(export_dir / "onnx", "onnx")
         store.finish()
 """
 
@@ -65,7 +65,7 @@ for n in itertools.count(1):
 )
 
 
-def _public(root: Path) -> dict[str, bytes]:
+def public_bytes(root: Path) -> dict[str, bytes]:
     files = (path for path in root.rglob("*") if path.is_file())
     names = {path.relative_to(root).as_posix(): path for path in files}
     return {
@@ -73,7 +73,7 @@ def _public(root: Path) -> dict[str, bytes]:
     }
 
 
-def _fill(text: str, name: str = "out.txt") -> Callable[[Path], None]:
+def fill_with(text: str, name: str = "out.txt") -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / name).write_text(text)
 
@@ -105,13 +105,13 @@ def _python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]
 def test_run_with_the_same_key_makes_the_output_once(tmp_path: Path) -> None:
     key = {"heads": [3, 3], "recover": "none"}
     with Store.open(tmp_path / "b", "toy") as store:
-        first = store.run("slim", key, _fill("weights"))
+        first = store.run("slim", key, fill_with("weights"))
         assert store.run("slim", key, _never) == first
     with Store.open(tmp_path / "b", "toy") as store:
         assert store.run("slim", dict(reversed(key.items())), _never) == first
         assert first.name.startswith("slim-")
-        assert store.run("slim", {**key, "recover": "closed-form"}, _fill("other")) != first
-        assert store.run("plan", key, _fill("same key, other stage")) != first
+        assert store.run("slim", {**key, "recover": "closed-form"}, fill_with("other")) != first
+        assert store.run("plan", key, fill_with("same key, other stage")) != first
 
 
 def test_run_whose_make_fails_leaves_nothing_and_passes_the_error_on(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_run_whose_make_fails_leaves_nothing_and_passes_the_error_on(tmp_path: P
         with pytest.raises(EdgevitError, match="block 3 has no heads"):
             store.run("slim", {}, make)
         assert list((tmp_path / ".edgevit").rglob("*half*")) == []
-        assert store.run("slim", {}, _fill("whole")).is_dir()
+        assert store.run("slim", {}, fill_with("whole")).is_dir()
 
 
 def test_run_after_make_could_not_read_its_input_does_not_blame_the_output(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_run_after_make_could_not_read_its_input_does_not_blame_the_output(tmp_p
 @pytest.mark.parametrize("damage", ["cut", "edit", "remove", "add"])
 def test_run_with_a_damaged_output_makes_it_again(tmp_path: Path, damage: str) -> None:
     with Store.open(tmp_path, "toy") as store:
-        folder = store.run("export", {}, _fill("graph"))
-        public = store.publish(folder / "out.txt", "onnx/fp32.onnx")
+        folder = store.run("export", {}, fill_with("graph"))
+        public = store.public.put(folder / "out.txt", "onnx/fp32.onnx")
         match damage:
             case "cut":
                 os.truncate(public, 2)
@@ -150,22 +150,22 @@ def test_run_with_a_damaged_output_makes_it_again(tmp_path: Path, damage: str) -
                 (folder / "out.txt").unlink()
             case "add":
                 (folder / "stray.tmp").write_text("x")
-        assert store.run("export", {}, _fill("graph")) == folder
-        store.publish(folder / "out.txt", "onnx/fp32.onnx")
+        assert store.run("export", {}, fill_with("graph")) == folder
+        store.public.put(folder / "out.txt", "onnx/fp32.onnx")
         assert public.read_text() == "graph"
         assert sorted(path.name for path in folder.iterdir()) == [".stage.json", "out.txt"]
 
 
 def test_run_in_a_copied_build_with_other_times_reuses_it(tmp_path: Path) -> None:
     with Store.open(tmp_path, "toy") as store:
-        folder = store.run("export", {}, _fill("graph"))
+        folder = store.run("export", {}, fill_with("graph"))
         os.utime(folder / "out.txt", ns=(1, 1))
         assert store.run("export", {}, _never) == folder
 
 
 def test_stage_of_the_build_around_is_not_made_again_and_takes_no_room(tmp_path: Path) -> None:
     with Store.open(tmp_path, "around") as around:
-        made = around.run("plan", {"width": 1}, _fill("plan"))
+        made = around.run("plan", {"width": 1}, fill_with("plan"))
     with Store.open(tmp_path / "point", "point") as point:
         found = point.run("plan", {"width": 1}, _never)
         assert (found / "out.txt").samefile(made / "out.txt")
@@ -174,49 +174,17 @@ def test_stage_of_the_build_around_is_not_made_again_and_takes_no_room(tmp_path:
 
 def test_stage_of_the_build_around_that_was_damaged_is_made_again(tmp_path: Path) -> None:
     with Store.open(tmp_path, "around") as around:
-        (around.run("plan", {"width": 1}, _fill("plan")) / "out.txt").write_text("planned")
+        (around.run("plan", {"width": 1}, fill_with("plan")) / "out.txt").write_text("planned")
     with Store.open(tmp_path / "point", "point") as point:
-        assert (point.run("plan", {"width": 1}, _fill("plan")) / "out.txt").read_text() == "plan"
-
-
-def test_publish_again_with_fewer_files_finish_removes_only_edgevits_own(tmp_path: Path) -> None:
-    with Store.open(tmp_path, "toy") as store:
-        folder = store.run("export", {"n": 2}, _fill("int8", "int8.onnx"))
-        store.publish(folder, "onnx")
-        store.publish(folder / "int8.onnx", "plan.json")
-        store.finish()
-    (tmp_path / "notes.md").write_text("mine")
-    assert _public(tmp_path) == {"notes.md": b"mine", "onnx/int8.onnx": b"int8", "plan.json": b"int8"}
-    with Store.open(tmp_path, "toy") as store:
-        store.publish(store.run("export", {"n": 1}, _fill("new", "plan.json")) / "plan.json", "plan.json")
-        store.finish()
-    assert _public(tmp_path) == {"notes.md": b"mine", "plan.json": b"new"}
-    assert not (tmp_path / "onnx").exists()
-
-
-def test_publish_over_a_file_of_the_user_is_refused(tmp_path: Path) -> None:
-    with Store.open(tmp_path, "toy") as store:
-        (tmp_path / "plan.json").write_text("mine")
-        folder = store.run("plan", {}, _fill("x"))
-        with pytest.raises(OutputError, match=r"plan\.json: this file is in the way .*--out DIR"):
-            store.publish(folder / "out.txt", "plan.json")
-    assert (tmp_path / "plan.json").read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["../plan.json", "/etc/plan.json", ".edgevit/lock", ""])
-def test_publish_outside_the_build_is_a_usage_error(tmp_path: Path, name: str) -> None:
-    with Store.open(tmp_path, "toy") as store:
-        folder = store.run("plan", {}, _fill("x"))
-        with pytest.raises(ValueError, match="no name below the build directory"):
-            store.publish(folder / "out.txt", name)
+        assert (point.run("plan", {"width": 1}, fill_with("plan")) / "out.txt").read_text() == "plan"
 
 
 def test_finish_keeps_unused_stages_only_up_to_the_size_of_the_used(tmp_path: Path) -> None:
     with Store.open(tmp_path, "toy") as store:
         for n in range(3):
-            os.utime(store.run("slim", {"n": n}, _fill("x" * 50_000)), ns=(n, n))
+            os.utime(store.run("slim", {"n": n}, fill_with("x" * 50_000)), ns=(n, n))
     with Store.open(tmp_path, "toy") as store:
-        store.run("slim", {"n": 3}, _fill("x" * 60_000))
+        store.run("slim", {"n": 3}, fill_with("x" * 60_000))
         store.finish()
         assert [_is_there(store, "slim", {"n": n}) for n in range(4)] == [False, False, True, True]
 
@@ -248,7 +216,7 @@ def test_build_killed_in_the_middle_of_make_goes_on_with_the_same_bytes(tmp_path
     with Store.open(tmp_path, "toy") as store:
         assert list(tmp_path.rglob("half.bin")) == []
         assert not _is_there(store, "slim", {"a": 1})
-        assert (store.run("slim", {"a": 1}, _fill("whole")) / "out.txt").read_text() == "whole"
+        assert (store.run("slim", {"a": 1}, fill_with("whole")) / "out.txt").read_text() == "whole"
 
 
 def test_build_killed_at_any_system_event_never_shows_a_half_file_and_is_completed(
@@ -261,18 +229,18 @@ def test_build_killed_at_any_system_event_never_shows_a_half_file_and_is_complet
     assert callable(build)
     build(tmp_path / "old", 1)
     build(tmp_path / "new", 2)
-    old, new = _public(tmp_path / "old"), _public(tmp_path / "new")
+    old, new = public_bytes(tmp_path / "old"), public_bytes(tmp_path / "new")
     done = _python(KILLED_EVERYWHERE, tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 60
     mixed = 0
     for n in range(1, int(done.stdout) + 1):
         root = tmp_path / "killed" / str(n)
-        shown = _public(root)
+        shown = public_bytes(root)
         assert all(raw in (old.get(name), new.get(name)) for name, raw in shown.items()), (n, shown)
         mixed += shown not in (old, new)
         build(root, 2)
-        assert _public(root) == new, n
+        assert public_bytes(root) == new, n
         assert sha256_tree(root / ".edgevit" / "tmp") == sha256_tree(tmp_path / "new" / ".edgevit" / "tmp"), n
     assert mixed > 3  # some were killed between the files of one publish
 
@@ -295,12 +263,12 @@ def test_run_on_a_full_disk_names_the_free_bytes_and_leaves_nothing(small_disk: 
         (folder / "large.bin").write_bytes(b"x" * 500_000)
 
     with Store.open(small_disk / "b", "toy") as store:
-        kept = store.run("plan", {}, _fill("x" * 20_000))
+        kept = store.run("plan", {}, fill_with("x" * 20_000))
         with pytest.raises(DiskFullError, match=r"stages/export-\w+: no space left .*\(0 bytes free\).*kept"):
             store.run("export", {}, make)
         assert list(small_disk.rglob("*.bin")) == []
         assert store.run("plan", {}, _never) == kept
-        assert (store.run("export", {}, _fill("x" * 100_000)) / "out.txt").stat().st_size == 100_000
+        assert (store.run("export", {}, fill_with("x" * 100_000)) / "out.txt").stat().st_size == 100_000
 
 
 def test_run_whose_writer_ignores_a_full_disk_is_still_refused(small_disk: Path) -> None:
@@ -322,39 +290,17 @@ def test_publish_of_a_copy_on_a_full_disk_keeps_the_old_file(small_disk: Path, t
     outside = tmp_path / "outside.bin"  # another file system: no hard link is possible
     with Store.open(small_disk, "toy") as store:
         outside.write_bytes(b"old")
-        store.publish(outside, "model.bin")
+        store.public.put(outside, "model.bin")
         outside.write_bytes(b"x" * 600_000)
         with pytest.raises(DiskFullError, match=r"model\.bin: .*\(600,000 bytes needed, [\d,]+ bytes free\)"):
-            store.publish(outside, "model.bin")
-    assert _public(small_disk) == {"model.bin": b"old"}
+            store.public.put(outside, "model.bin")
+    assert public_bytes(small_disk) == {"model.bin": b"old"}
 
 
 def test_open_on_a_read_only_disk_says_so(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OutputError, match=r"cannot be written \(Read-only file system\). Make it writable"):
         Store.open(small_disk / "b", "toy")
-
-
-def test_write_replaces_its_own_file_and_refuses_a_foreign_one(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "b", "toy") as store:
-        store.write("report.json", "1")
-        store.write("report.json", "2")
-        (tmp_path / "b" / "mine.txt").write_text("mine")
-        with pytest.raises(OutputError, match="in the way and was not written by edgevit"):
-            store.write("mine.txt", "theirs")
-        assert store.published == ("report.json",)
-    assert (tmp_path / "b" / "report.json").read_text() == "2"
-    assert (tmp_path / "b" / "mine.txt").read_text() == "mine"
-
-
-def test_withdraw_removes_only_what_edgevit_wrote(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "b", "toy") as store:
-        store.write("manifest.json", "{}")
-        (tmp_path / "b" / "mine.txt").write_text("mine")
-        store.withdraw("manifest.json")
-        store.withdraw("mine.txt")
-    assert not (tmp_path / "b" / "manifest.json").exists()
-    assert (tmp_path / "b" / "mine.txt").exists()
 
 
 def test_work_path_outlives_an_interrupted_stage_and_goes_with_a_finished_one(tmp_path: Path) -> None:

@@ -41,13 +41,15 @@ def bring_back(folder: Path, file: Path) -> Report:
         if all(one.verdict == "trusted" for one in found.results):
             keep_report(folder, file, board.kit_sha256)
         manifest = _read_manifest(folder / MANIFEST_FILE)
-        store.withdraw(MANIFEST_FILE)
-        store.write(FILE_NAME, to_json(changed))
-        store.write("report.html", render_html([changed]))
+        store.public.withdraw(MANIFEST_FILE)
+        store.public.write(FILE_NAME, to_json(changed))
+        store.public.write("report.html", render_html([changed]))
         require_gates(changed.results, Gates(**kit.gates))
         if manifest is not None:
             waiting = unmeasured(changed.kits, changed.results)
-            store.write(MANIFEST_FILE, manifest_text(manifest.model_copy(update={"not_measured": waiting})))
+            store.public.write(
+                MANIFEST_FILE, manifest_text(manifest.model_copy(update={"not_measured": waiting}))
+            )
     return changed
 
 

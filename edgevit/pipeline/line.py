@@ -67,14 +67,14 @@ def build(
         measured = measure_targets(stages, inputs, models, made.found.sets, made.found.plan)
         found = _with_latency(stages, made, _with_untuned(stages, inputs, made, measured), measured)
         report = make_report(inputs, found, measured, stages.facts)
-        store.withdraw(MANIFEST_FILE)
+        store.public.withdraw(MANIFEST_FILE)
         publish(store, made.plan_file, made.slim, measured)
-        store.write("report.json", to_json(report))
-        store.write("report.html", render_html([report]))
+        store.public.write("report.json", to_json(report))
+        store.public.write("report.html", render_html([report]))
         try:
             require_gates(report.results, inputs.gates)
             manifest = make_manifest(inputs, made.found.plan, measured, made.found.versions, store)
-            store.write(MANIFEST_FILE, manifest_text(manifest))
+            store.public.write(MANIFEST_FILE, manifest_text(manifest))
         finally:
             store.finish()
     if options.depfile is not None:

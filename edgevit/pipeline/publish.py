@@ -20,26 +20,26 @@ REPORT_FILES = ("report.json", "report.html")
 
 def publish(store: Store, plan_file: Path, slim: Saved, measured: Measured) -> None:
     """Give the outputs their public names; every candidate is there, the report says which is chosen."""
-    store.publish(plan_file, PLAN_FILE)
+    store.public.put(plan_file, PLAN_FILE)
     for name in (WEIGHTS_FILE, ARCH_FILE):
-        store.publish(slim.folder / name, name)
+        store.public.put(slim.folder / name, name)
     for index, (form, by_precision) in enumerate(measured.graphs.items()):
         folder = "onnx" if index == 0 else f"onnx/{form.folder}"
         for checked in by_precision.values():
-            store.publish(checked.by_side["slim"].path.parent, folder)
-            store.publish(checked.by_side["dense"].path.parent, f"{folder}/dense")
+            store.public.put(checked.by_side["slim"].path.parent, folder)
+            store.public.put(checked.by_side["dense"].path.parent, f"{folder}/dense")
     for kit, facts in measured.kits:
-        store.publish(kit, facts.folder)
+        store.public.put(kit, facts.folder)
     for candidate in measured.candidates:
         for side in SIDES:
-            store.publish(candidate.artefacts[side].folder, candidate.folder(side))
+            store.public.put(candidate.artefacts[side].folder, candidate.folder(side))
 
 
 def make_manifest(
     inputs: Inputs, plan: Plan, measured: Measured, versions: dict[str, str], store: Store
 ) -> Manifest:
     """List what was published, with hashes; the report, which holds times, is left out."""
-    names = [name for name in store.published if name not in (*REPORT_FILES, MANIFEST_FILE)]
+    names = [name for name in store.public.names if name not in (*REPORT_FILES, MANIFEST_FILE)]
     return Manifest(
         name=inputs.recipe.recipe.name,
         recipe_sha256=inputs.recipe.sha256,

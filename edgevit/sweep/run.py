@@ -78,8 +78,8 @@ def run_sweep(points: Points, options: SweepOptions = SweepOptions(), progress: 
         outcomes = list(_measure(points.points, failed, targets, progress))
         _require_one(outcomes)
         found = make_sweep(points, outcomes)
-        store.write(JSON_FILE, to_json(found))
-        store.write(HTML_FILE, render_sweep(found))
+        store.public.write(JSON_FILE, to_json(found))
+        store.public.write(HTML_FILE, render_sweep(found))
         store.finish()
     return Swept(
         found, tuple(one.error for one in outcomes if one.report is not None and one.error is not None)
