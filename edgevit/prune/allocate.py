@@ -2,8 +2,8 @@
 
 The KL of a plan is taken as the sum over its cuts, each measured alone (`curves.py`). Token counts couple the
 blocks: a plan is a path over the states (block, tokens), and each edge has widths inside. For a price on
-cost, the cheapest path is found exactly, widths first, then tokens (a dynamic programme); the price is
-bisected until the cost meets the limit (Lagrangian relaxation), and what is left is spent step by step.
+cost, the cheapest path is found exactly (`paths.py`); the price is bisected until the cost meets the limit
+(Lagrangian relaxation), and what is left is spent step by step.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevit.budget import Unit
 from edgevit.cost import Cost, block_cost, model_cost
@@ -24,6 +23,7 @@ from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
 from edgevit.plan import Anatomy, Kind, Plan, keep_all
 from edgevit.prune.curves import Curve, Sensitivity
+from edgevit.prune.paths import Edges, Path, Paths, Pick
 
 _BISECTIONS = 48
 _FILLED = 4
@@ -197,20 +197,20 @@ def allocate(sensitivity: Sensitivity, choices: Choices, costs: CostModel, limit
     Raises:
         PlanError: no choice is within the limit; names the smallest cost that can be reached.
     """
-    edges = [_Edges.of(index, sensitivity, choices, costs) for index in range(len(choices.blocks))]
-    problem = _Problem(choices, costs, edges)
-    smallest = problem.solve(math.inf)
+    edges = [_edges(index, sensitivity, choices, costs) for index in range(len(choices.blocks))]
+    problem = _Problem(choices, costs, Paths(edges))
+    smallest = problem.paths.cheapest(math.inf)
     least = problem.cost(smallest)
     if least > limit:
         raise PlanError(f"expected at least {least:.6g}, the smallest that cuts reach, got {limit:.6g}")
-    whole = problem.solve(0.0)
+    whole = problem.paths.cheapest(0.0)
     if problem.cost(whole) <= limit:
         return problem.describe(whole, 0.0)
     low, high = _bracket(problem, limit)
     within = {smallest: math.inf}
     for _ in range(_BISECTIONS):
         price = math.sqrt(low * high)
-        path = problem.solve(price)
+        path = problem.paths.cheapest(price)
         if problem.cost(path) <= limit:
             high = price
             within[path] = price
@@ -218,77 +218,53 @@ def allocate(sensitivity: Sensitivity, choices: Choices, costs: CostModel, limit
             low = price
     near = list(within.items())[-_FILLED:]  # the last cost most
     filled = [(problem.fill(path, limit), price) for path, price in near]
-    best, price = min(filled, key=lambda one: problem.kl(one[0]))
+    best, price = min(filled, key=lambda one: problem.paths.kl(one[0]))
     return problem.describe(best, price)
 
 
 def _bracket(problem: _Problem, limit: float) -> tuple[float, float]:
     """Return two prices, of which the first costs more than the limit and the second does not."""
     high = 1e-12 / max(limit, 1e-12)
-    while problem.cost(problem.solve(high)) > limit:
+    while problem.cost(problem.paths.cheapest(high)) > limit:
         high *= 16.0
     return high / 16.0, high
 
 
-Array = NDArray[np.float64]
+def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostModel) -> Edges:
+    """Ask sensitivities and costs for everything that block `index` may be."""
+    own = choices.blocks[index]
+    full = own.qk_dim[0], own.vo_dim[0], own.heads[0], own.hidden[0]
+    attention = tuple(itertools.product(own.heads, own.qk_dim, own.vo_dim))
+    kl = {kind: _kls(sensitivity.curve(index, kind), getattr(own, kind)) for kind in _WIDTHS}
+    entering, leaving = tokens_around(choices, index)
 
+    def cost(level: int, qk: int, vo: int, heads: int, hidden: int) -> float:
+        return costs.block(index, entering[level], leaving[level], qk, vo, heads, hidden)
 
-@dataclass(frozen=True)
-class _Edges:
-    """All that one block may be: KL and cost of widths, and of the ways from tokens in to tokens out.
-
-    Shapes: L token counts, A choices of (heads, QK, VO), M of hidden neurons. Costs of widths are relative to
-    the whole block's, at the tokens that the part works on.
-    """
-
-    attention: tuple[tuple[int, int, int], ...]
-    hidden: tuple[int, ...]
-    attention_kl: Array  # [A]
-    hidden_kl: Array  # [M]
-    attention_cost: Array  # [L, A] by tokens in
-    hidden_cost: Array  # [L, M] by tokens out
-    tokens_kl: Array  # [L, L] by tokens in and out; infinite where there is no way
-    tokens_cost: Array  # [L, L] of the whole block
-
-    @classmethod
-    def of(cls, index: int, sensitivity: Sensitivity, choices: Choices, costs: CostModel) -> _Edges:
-        """Ask sensitivities and costs for everything that block `index` may be."""
-        own = choices.blocks[index]
-        full = own.qk_dim[0], own.vo_dim[0], own.heads[0], own.hidden[0]
-        attention = tuple(itertools.product(own.heads, own.qk_dim, own.vo_dim))
-        kl = {kind: _kls(sensitivity.curve(index, kind), getattr(own, kind)) for kind in _WIDTHS}
-        entering, leaving = tokens_around(choices, index)
-
-        def cost(level: int, qk: int, vo: int, heads: int, hidden: int) -> float:
-            return costs.block(index, entering[level], leaving[level], qk, vo, heads, hidden)
-
-        levels = range(len(entering))
-        whole = [cost(level, *full) for level in levels]
-        base = np.full((len(entering),) * 2, math.inf)
-        merge_kl = np.full_like(base, math.inf)
-        curve = sensitivity.curve(index, "tokens")
-        for first, last in _ways(choices, index):
-            base[first, last] = costs.block(index, entering[first], leaving[last], *full)
-            merge_kl[first, last] = _merge_kl(curve, entering[first], entering[last])
-        return cls(
-            attention=attention,
-            hidden=own.hidden,
-            attention_kl=np.array(
-                [kl["heads"][h] + kl["qk_dim"][qk] + kl["vo_dim"][vo] for h, qk, vo in attention]
-            ),
-            hidden_kl=np.array([kl["hidden"][count] for count in own.hidden]),
-            attention_cost=np.array(
-                [
-                    [cost(level, qk, vo, h, full[3]) - whole[level] for h, qk, vo in attention]
-                    for level in levels
-                ]
-            ),
-            hidden_cost=np.array(
-                [[cost(level, *full[:3], count) - whole[level] for count in own.hidden] for level in levels]
-            ),
-            tokens_kl=merge_kl,
-            tokens_cost=base,
-        )
+    levels = range(len(entering))
+    whole = [cost(level, *full) for level in levels]
+    base = np.full((len(entering),) * 2, math.inf)
+    merge_kl = np.full_like(base, math.inf)
+    curve = sensitivity.curve(index, "tokens")
+    for first, last in _ways(choices, index):
+        base[first, last] = costs.block(index, entering[first], leaving[last], *full)
+        merge_kl[first, last] = _merge_kl(curve, entering[first], entering[last])
+    return Edges(
+        attention=attention,
+        hidden=own.hidden,
+        attention_kl=np.array(
+            [kl["heads"][h] + kl["qk_dim"][qk] + kl["vo_dim"][vo] for h, qk, vo in attention]
+        ),
+        hidden_kl=np.array([kl["hidden"][count] for count in own.hidden]),
+        attention_cost=np.array(
+            [[cost(level, qk, vo, h, full[3]) - whole[level] for h, qk, vo in attention] for level in levels]
+        ),
+        hidden_cost=np.array(
+            [[cost(level, *full[:3], count) - whole[level] for count in own.hidden] for level in levels]
+        ),
+        tokens_kl=merge_kl,
+        tokens_cost=base,
+    )
 
 
 _WIDTHS: tuple[Kind, ...] = ("heads", "qk_dim", "vo_dim", "hidden")
@@ -332,118 +308,49 @@ def _merge_kl(curve: Curve | None, before: int, after: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Pick:
-    """What one block is: levels of tokens, and places in the lists of widths."""
-
-    entering: int
-    leaving: int
-    attention: int
-    hidden: int
-
-
-Path = tuple[_Pick, ...]
-
-
-@dataclass(frozen=True)
 class _Problem:
     choices: Choices
     costs: CostModel
-    edges: list[_Edges]
-    known: dict[tuple[int, _Pick], float] = field(default_factory=dict)
+    paths: Paths
+    known: dict[tuple[int, Pick], float] = field(default_factory=dict)
     """Costs of blocks that were asked for before."""
 
-    def solve(self, price: float) -> Path:
-        """Return the path of least KL + price * cost; of least cost, then KL, where the price is infinite."""
-        weigh = _weigher(price)
-        best = np.full(len(self.edges[0].tokens_cost), math.inf)
-        best[0] = 0.0
-        steps: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]] = []
-        for edge in self.edges:
-            attention = weigh(edge.attention_kl, edge.attention_cost)
-            hidden = weigh(edge.hidden_kl, edge.hidden_cost)
-            ways = weigh(edge.tokens_kl, edge.tokens_cost)
-            total = best[:, None] + ways + attention.min(axis=1)[:, None] + hidden.min(axis=1)[None, :]
-            steps.append((total.argmin(axis=0), attention.argmin(axis=1), hidden.argmin(axis=1)))
-            best = total.min(axis=0)
-        level, path = int(best.argmin()), list[_Pick]()
-        for came, attentions, hiddens in reversed(steps):
-            before = int(came[level])
-            path.append(_Pick(before, level, int(attentions[before]), int(hiddens[level])))
-            level = before
-        return tuple(reversed(path))
-
-    def block_cost(self, index: int, pick: _Pick) -> float:
+    def block_cost(self, index: int, pick: Pick) -> float:
         """Return what one block costs, asked as it is."""
         if (found := self.known.get((index, pick))) is not None:
             return found
-        heads, qk, vo = self.edges[index].attention[pick.attention]
+        heads, qk, vo = self.paths.edges[index].attention[pick.attention]
         entering, leaving = tokens_around(self.choices, index)
         around = entering[pick.entering], leaving[pick.leaving]
-        cost = self.costs.block(index, *around, qk, vo, heads, self.edges[index].hidden[pick.hidden])
+        cost = self.costs.block(index, *around, qk, vo, heads, self.paths.edges[index].hidden[pick.hidden])
         return self.known.setdefault((index, pick), cost)
 
     def cost(self, path: Path) -> float:
         """Return what a path costs, with all that is no block."""
         return self.costs.rest() + sum(self.block_cost(index, pick) for index, pick in enumerate(path))
 
-    def block_kl(self, index: int, pick: _Pick) -> float:
-        """Return what one block loses."""
-        edge = self.edges[index]
-        widths = edge.attention_kl[pick.attention] + edge.hidden_kl[pick.hidden]
-        return float(widths + edge.tokens_kl[pick.entering, pick.leaving])
-
-    def kl(self, path: Path) -> float:
-        """Return what a path loses."""
-        return sum(self.block_kl(index, pick) for index, pick in enumerate(path))
-
     def fill(self, path: Path, limit: float) -> Path:
         """Spend what is left below the limit, each time where a unit of cost saves most KL."""
-        cost, kl = self.cost(path), self.kl(path)
+        cost, kl = self.cost(path), self.paths.kl(path)
         while True:
             worth, best = 0.0, path
-            for changed in itertools.chain(self._wider(path, limit - cost), self._with_more_tokens(path)):
-                gain, price = kl - self.kl(changed), self.cost(changed) - cost
+            for changed in itertools.chain(
+                self.paths.wider(path, limit - cost), self.paths.with_more_tokens(path)
+            ):
+                gain, price = kl - self.paths.kl(changed), self.cost(changed) - cost
                 if gain > 1e-12 and price <= limit - cost and gain / max(price, 1e-12) > worth:
                     worth, best = gain / max(price, 1e-12), changed
             if best is path:
                 return path
-            path, cost, kl = best, self.cost(best), self.kl(best)
-
-    def _wider(self, path: Path, left: float) -> Iterator[Path]:
-        """Yield, for each block, the path with the wider attention or MLP that is worth most there."""
-        for index, (edge, pick) in enumerate(zip(self.edges, path, strict=True)):
-            for kls, costs, now, name in (
-                (edge.attention_kl, edge.attention_cost[pick.entering], pick.attention, "attention"),
-                (edge.hidden_kl, edge.hidden_cost[pick.leaving], pick.hidden, "hidden"),
-            ):
-                gain, price = kls[now] - kls, costs - costs[now]
-                worth = np.where((gain > 0) & (price <= left), gain / np.maximum(price, 1e-12), 0.0)
-                if worth.max() > 0:
-                    changed = dataclasses.replace(pick, **{name: int(worth.argmax())})
-                    yield (*path[:index], changed, *path[index + 1 :])
-
-    def _with_more_tokens(self, path: Path) -> Iterator[Path]:
-        """Yield paths in which tokens are one level more from some block to some other."""
-        levels = [pick.leaving for pick in path]
-        for first in range(len(path)):
-            for last in range(first, len(path)):
-                raised = [
-                    level - (first <= index <= last and level > 0) for index, level in enumerate(levels)
-                ]
-                changed = tuple(
-                    dataclasses.replace(pick, entering=before, leaving=after)
-                    for pick, before, after in zip(path, (0, *raised), raised, strict=False)
-                )
-                if changed != path and math.isfinite(self.kl(changed)):
-                    yield changed
+            path, cost, kl = best, self.cost(best), self.paths.kl(best)
 
     def describe(self, path: Path, price: float) -> Allocation:
         """Turn a path into a plan with what it costs and loses."""
         full = keep_all(self.choices.anatomy)
         blocks = []
         for index, (pick, block) in enumerate(zip(path, full.blocks, strict=True)):
-            heads, qk, vo = self.edges[index].attention[pick.attention]
-            hidden = self.edges[index].hidden[pick.hidden]
+            heads, qk, vo = self.paths.edges[index].attention[pick.attention]
+            hidden = self.paths.edges[index].hidden[pick.hidden]
             tokens = self.choices.blocks[index].tokens[pick.leaving]
             blocks.append(
                 dataclasses.replace(block, heads=heads, qk_dim=qk, vo_dim=vo, hidden=hidden, tokens=tokens)
@@ -451,15 +358,8 @@ class _Problem:
         return Allocation(
             plan=Plan(tuple(blocks), self.choices.dead_tokens),
             cost=self.cost(path),
-            kl=self.kl(path),
+            kl=self.paths.kl(path),
             block_costs=tuple(self.block_cost(index, pick) for index, pick in enumerate(path)),
-            block_kls=tuple(self.block_kl(index, pick) for index, pick in enumerate(path)),
+            block_kls=tuple(self.paths.block_kl(index, pick) for index, pick in enumerate(path)),
             price=price,
         )
-
-
-def _weigher(price: float) -> Callable[[Array, Array], Array]:
-    """Return how KL and cost make one number to be minimised."""
-    if math.isinf(price):
-        return lambda kl, cost: cost + 1e-9 * np.minimum(kl, 1e6) + np.where(np.isinf(kl), math.inf, 0.0)
-    return lambda kl, cost: kl + (price * cost if price else np.where(np.isinf(cost), math.inf, 0.0))
