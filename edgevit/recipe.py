@@ -185,7 +185,7 @@ class Recipe(Strict):
     model: ModelSection
     """What is made smaller."""
     calibration: CalibrationSection | None = None
-    """Unlabelled images for the closed form."""
+    """Images for the closed form, for methods, for trainings, and for the ranges of fp16 and int8."""
     evaluation: EvaluationSection | None = None
     """Images on which dense and slim are compared."""
     plan: PlanSection = PlanSection()
@@ -197,7 +197,7 @@ class Recipe(Strict):
     slim: SlimSection = SlimSection()
     """How the cut parts are made up for."""
     tune: TuneSection | None = None
-    """Distillation of the slim model from the dense one; absent: no training."""
+    """Training of the slim model after slimming; absent: none."""
     export: ExportSection = ExportSection()
     """How the ONNX file is written."""
     int8: Int8Section = Int8Section()

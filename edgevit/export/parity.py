@@ -27,9 +27,11 @@ Runner = Callable[[Batch], Batch]
 
 TORCH_TO_ONNX = 1e-4
 ONNX_TO_ARTEFACT = 1e-3
+"""Largest difference of a logit across a link in fp32, as `Limits.relative` has it."""
 CHOSEN_OUTLIERS = 0.01
 """Share of images in which one choosing block may turn a choice, 0..1."""
 LEAST_OUTLIERS = 0.02
+"""That share for a model as a whole, 0..1, where few blocks choose."""
 
 
 @dataclass(frozen=True)

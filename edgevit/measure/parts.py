@@ -90,7 +90,7 @@ def usual_times(times: Samples) -> tuple[Samples, Samples]:
     Returns:
         Times of the parts, [n]; and how many times as long a round took as usual, [K].
 
-    Source: Tukey, "Exploratory Data Analysis", 1977, median polish, on logarithms.
+    Reference: Tukey, "Exploratory Data Analysis", 1977, median polish, on logarithms.
     """
     logs = np.log(times)
     rounds = np.zeros(logs.shape[1])

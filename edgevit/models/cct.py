@@ -22,7 +22,7 @@ from timm.layers import DropPath, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from edgevit.models.arch import Tokenizer
+from edgevit.models.arch import POOL, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CctTokenizer(nn.Module):
                 nn.Sequential(
                     nn.Conv2d(before, after, form.kernel, form.stride, form.padding, bias=False),
                     nn.ReLU(),
-                    nn.MaxPool2d(3, 2, 1),
+                    nn.MaxPool2d(POOL.kernel, POOL.stride, POOL.padding),
                 )
                 for before, after in pairwise((channels, *form.inner, embed))
             )

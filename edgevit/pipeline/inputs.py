@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from edgevit.backends import Backend, get_backend
 from edgevit.disk import files_below, sha256_file
@@ -15,9 +16,8 @@ from edgevit.images import LoadedSet, load_image_set
 from edgevit.models.load import ARCH_FILE, WEIGHTS_FILE, ModelSource
 from edgevit.recipe import Gates, LoadedRecipe, TargetSection
 from edgevit.shipped import find_shipped
-from edgevit.target import Precision, Target, load_target
+from edgevit.target import TENSORRT_RUNTIMES, Precision, Target, load_target
 
-EXPORTED: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 QUANTISED: tuple[Precision, ...] = ("int8", "int8-bf16")
 CALIBRATED: tuple[Precision, ...] = ("fp16", *QUANTISED)
 """Precisions whose graph takes the ranges of activations from images."""
@@ -126,8 +126,8 @@ def _wanted(recipe: LoadedRecipe, targets: Sequence[str]) -> Iterator[Wanted]:
 
 def _check_exported(recipe: LoadedRecipe, target: Target, precisions: Sequence[Precision]) -> None:
     # TensorRT computes in what the graph says, and no graph says bf16: OpenVINO makes that of fp32 by itself.
-    typed = target.runtime in ("tensorrt", "tensorrt-rtx")
-    exported = [precision for precision in EXPORTED if precision != "bf16" or not typed]
+    typed = target.runtime in TENSORRT_RUNTIMES
+    exported = [precision for precision in get_args(Precision) if precision != "bf16" or not typed]
     other = [precision for precision in precisions if precision not in exported]
     if other:
         raise RecipeError(

@@ -23,7 +23,6 @@ GRAPH_OF: dict[Precision, Precision] = {
 }
 """The precision of the graph that a candidate is built from; a runtime computes in bf16 by itself."""
 
-
 _NO_LIMITS = Int8Section()
 
 

@@ -1,1 +1,1 @@
-"""Training a slim model: one loop for every objective, and distillation from the dense model."""
+"""Training: one loop for every objective, the repair of a slim model, and searches for what may go."""
