@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from edgevit.errors import AccuracyGateError, EdgevitError, LatencyGateError, MeasurementError
 from edgevit.recipe import Gates, Prefer
 from edgevit.report.model import Result
+from edgevit.report.phrases import label
 
 
 def choose(results: Sequence[Result], gates: Gates, prefer: Prefer) -> tuple[Result, ...]:
@@ -158,7 +159,7 @@ def _untrusted(group: Sequence[Result], gates: Gates) -> list[str]:
     judged = [r for r in group if r.chosen] or [r for r in group if not accuracy_misses(r, gates)]
     if any(r.verdict == "trusted" for r in judged):
         return []
-    return [f"{_label(r)}: {r.why}" for r in group if r.verdict == "untrusted"]
+    return [f"{label(r)}: {r.why}" for r in group if r.verdict == "untrusted"]
 
 
 def _latency_problems(group: Sequence[Result], gates: Gates) -> list[str]:
@@ -177,11 +178,7 @@ def _problems(
     found = [(result, missed(result)) for result in judged]
     if not chosen and not all(lines for _, lines in found):
         return []
-    return [f"{_label(result)}: {line}" for result, lines in found for line in lines]
-
-
-def _label(result: Result) -> str:
-    return f"{result.target} {result.precision}"
+    return [f"{label(result)}: {line}" for result, lines in found for line in lines]
 
 
 def _text(title: str, lines: Sequence[str], advice: str) -> str:

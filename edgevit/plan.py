@@ -214,8 +214,7 @@ def wrong_count(value: int, most: int, together: int = 1) -> str | None:
     if not 1 <= value <= most:
         return f"has {most}; expected 1..{most}, got {value}. Give {most} to keep all."
     if value % together:
-        lower, upper = value - value % together, value - value % together + together
-        near = f"{lower} or {upper}" if lower else str(upper)
+        near = _nearest_multiples(value, together, most)
         return (
             f"has parts that go {together} at a time; expected a multiple of that, got {value}. Give {near}."
         )
@@ -230,12 +229,22 @@ def _name_blocks(kind: Kind, found: Sequence[str | None]) -> list[str]:
     return [f"plan.{kind}: blocks.{index} {text}" for index, text in enumerate(found) if text is not None]
 
 
+def fewest_merged(tokens: int, prefix: int) -> int:
+    """Return the fewest tokens that one block lets leave by merging pairs: half of its patches, rounded down.
+
+    Args:
+        tokens: how many enter, prefix tokens included.
+        prefix: tokens in front of the patches, which are never merged.
+    """
+    return tokens - (tokens - prefix + 1) // 2
+
+
 def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: bool) -> list[str]:
     """Check that token counts fall, and that no block merges more than half of its patch tokens."""
     problems: list[str] = []
     before = anatomy.blocks[0].tokens
     for index, after in enumerate(tokens):
-        least = before - (before - anatomy.prefix + 1) // 2
+        least = fewest_merged(before, anatomy.prefix)
         if after > before:
             problems.append(f"plan.tokens: blocks.{index} gets {before} tokens and cannot let {after} leave.")
         elif after < least:
@@ -295,13 +304,18 @@ def check_multiples(
 def _off_multiple(count: int, most: int, multiple: int, target: str) -> str | None:
     if count == most or count % multiple == 0:
         return None
-    lower = count - count % multiple
-    upper = min(lower + multiple, most)
-    near = f"{lower} or {upper}" if lower else str(upper)
     return (
         f"keeps {count} of {most}, not a multiple of {multiple} (target {target}). "
-        f"Use {near}, or lower the multiple in a target file of your own and lose speed."
+        f"Use {_nearest_multiples(count, multiple, most)}, or lower the multiple in a target file of your own"
+        " and lose speed."
     )
+
+
+def _nearest_multiples(count: int, multiple: int, most: int) -> str:
+    """Name the multiples around a count that is none, "32 or 40", none of them 0 or above `most`."""
+    lower = count - count % multiple
+    upper = min(lower + multiple, most)
+    return f"{lower} or {upper}" if lower else str(upper)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def check(
     from edgevit.gates import require_gates, require_measured
     from edgevit.recipe import Gates
     from edgevit.report.model import load_report, unmeasured
+    from edgevit.report.phrases import label
     from edgevit.schema import check_table
 
     limits = {
@@ -38,7 +39,7 @@ def check(
     if gates == Gates():
         raise typer.BadParameter("give at least one limit, for example --max-drop 1.0")
     found = load_report(folder)
-    judged = [f"{result.target} {result.precision}" for result in found.results if result.chosen]
+    judged = [label(result) for result in found.results if result.chosen]
     waiting = unmeasured(found.kits, found.results)
     boards = sorted({result.target for result in found.results if result.on_board})
     accuracy = gates.max_drop is not None or gates.min_agreement is not None

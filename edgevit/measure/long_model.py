@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch, BlockDims
-from edgevit.plan import Anatomy, Counts, Kind, plan_from_counts
+from edgevit.plan import Anatomy, Counts, Kind, fewest_merged, plan_from_counts
 
 _WINDOW = 2
 _WIDTHS: tuple[Kind, ...] = ("qk_dim", "vo_dim", "hidden")
@@ -66,8 +66,7 @@ class _Row:
 
     def merge(self, name: str, dims: BlockDims, share: float, full: int) -> None:
         """Append a block that merges tokens down to a share of `full`, as far as one block can."""
-        least = self.tokens - (self.tokens - self.arch.prefix + 1) // 2
-        left = max(least, round(share * full))
+        left = max(fewest_merged(self.tokens, self.arch.prefix), round(share * full))
         if left < self.tokens:
             self.add(name, dims)
             self.blocks[-1] = dataclasses.replace(self.blocks[-1], tokens_out=left)
@@ -176,8 +175,7 @@ def _falling(anatomy: Anatomy, counts: dict[int, int]) -> list[int]:
     """Return the tokens behind each block where some blocks merge down to a count, as far as one can."""
     left, found = anatomy.blocks[0].tokens, []
     for index in range(len(anatomy.blocks)):
-        least = left - (left - anatomy.prefix + 1) // 2
-        left = max(least, min(left, counts.get(index, left)))
+        left = max(fewest_merged(left, anatomy.prefix), min(left, counts.get(index, left)))
         found.append(left)
     return found
 

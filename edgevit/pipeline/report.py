@@ -36,6 +36,7 @@ from edgevit.report.model import (
     StageFacts,
     TuneFacts,
 )
+from edgevit.report.phrases import label
 
 _BUSY = 1.5
 
@@ -169,7 +170,7 @@ def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:
         before = load[0] if isinstance(load, list) and load else None
         if isinstance(before, int | float) and before > _BUSY * cores:
             warnings.append(
-                f"{result.target} {result.precision} was timed at a load of {before:.1f} on {cores} cores:"
+                f"{label(result)} was timed at a load of {before:.1f} on {cores} cores:"
                 " other programs were running, time it again on a quiet machine before you rely on it"
             )
     return warnings

@@ -17,6 +17,7 @@ from edgevit.measure.remote import Answered, take_on_board
 from edgevit.measure.ssh import Board
 from edgevit.progress import Progress
 from edgevit.report.model import FILE_NAME, load_report
+from edgevit.report.phrases import label
 from edgevit.target import Precision, Target
 
 
@@ -172,7 +173,7 @@ def _artefacts_of_build(
     mine = [result for result in results if result.target == target]
     wanted = [result for result in mine if result.precision == precision] if precision else mine
     if not wanted:
-        there = ", ".join(f"{result.target} {result.precision}" for result in results) or "nothing"
+        there = ", ".join(map(label, results)) or "nothing"
         asked = f"{target} {precision}" if precision else target
         raise RecipeError(f"{folder}: this build has no artefact for {asked}; it has {there}.")
     best = next((result for result in wanted if result.chosen), wanted[0])

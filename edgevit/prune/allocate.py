@@ -21,7 +21,7 @@ from edgevit.budget import Unit
 from edgevit.cost import Cost, block_cost, model_cost
 from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
-from edgevit.plan import Anatomy, Kind, Plan, keep_all
+from edgevit.plan import Anatomy, Kind, Plan, fewest_merged, keep_all
 from edgevit.prune.curves import Curve, Sensitivity
 from edgevit.prune.paths import Edges, Path, Paths, Pick
 
@@ -286,9 +286,9 @@ def _ways(choices: Choices, index: int) -> list[tuple[int, int]]:
     dead = choices.dead_tokens and index == len(choices.blocks) - 1
     found = []
     for first in levels:
-        most = (entering[first] - choices.anatomy.prefix + 1) // 2
+        least = fewest_merged(entering[first], choices.anatomy.prefix)
         stop = first + 1 if dead else len(entering)
-        found += [(first, last) for last in levels[first:stop] if entering[first] - entering[last] <= most]
+        found += [(first, last) for last in levels[first:stop] if entering[last] >= least]
     return found
 
 

@@ -21,7 +21,7 @@ from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
 from edgevit.models.observe import Report
 from edgevit.models.reduction import pair_similarity, redundancy, unit_features
-from edgevit.plan import BlockPlan, Choice, InputPlan, Plan, keep_all
+from edgevit.plan import BlockPlan, Choice, InputPlan, Plan, fewest_merged, keep_all
 from edgevit.prune.counts import aligned, part, remaining
 
 _OUTSIDE = 0.1  # share of the images on which a threshold need not hold
@@ -92,9 +92,8 @@ class _Place:
     @property
     def least(self) -> int:
         """Return the fewest tokens that can be left here."""
-        patches = self.entering - self.arch.prefix
         if self.choice is None:
-            return self.entering - (patches + 1) // 2
+            return fewest_merged(self.entering, self.arch.prefix)
         cells = math.prod(self.arch.grid) // self.choice.cell**2
         return self.arch.prefix + (cells if self.choice.strategy == "cells" else 1)
 
