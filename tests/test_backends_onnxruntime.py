@@ -74,10 +74,10 @@ def test_build_of_another_precision_is_refused(tmp_path: Path, precision: Precis
         OnnxRuntime().build(write_classifier(tmp_path / "m.onnx"), TARGET, precision, tmp_path / "built")
 
 
-def test_build_from_truncated_onnx_names_file_version_and_cause(tmp_path: Path) -> None:
+def test_build_from_truncated_onnx_names_file_and_cause(tmp_path: Path) -> None:
     onnx = write_classifier(tmp_path / "m.onnx")
     onnx.write_bytes(onnx.read_bytes()[:200])
-    expected = r"m\.onnx: ONNX Runtime 1\..* failed\. Its own words: .* The file \(200 bytes\) is truncated"
+    expected = r"m\.onnx: cannot be read as ONNX \(.*\)\. The file \(200 bytes\) is truncated"
     with pytest.raises(BackendError, match=expected) as caught:
         OnnxRuntime().build(onnx, TARGET, "fp32", tmp_path / "built")
     assert caught.value.__cause__ is not None

@@ -6,8 +6,10 @@ be an fp32 engine, as slow, and nobody would see it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from edgevit.backends.files import read_model
 from edgevit.errors import BackendError
 from edgevit.target import Precision
 
@@ -16,7 +18,7 @@ def require_graph_precision(onnx: Path, precision: Precision) -> None:
     """Refuse a graph whose weights or quantisers say another precision.
 
     Raises:
-        BackendError: says which precision the graph has. The file cannot be read.
+        BackendError: says which precision the graph has; or the file cannot be read.
     """
     found = graph_precision(onnx)
     if found != precision:
@@ -32,21 +34,15 @@ def graph_precision(onnx: Path) -> Precision:
     Raises:
         BackendError: the file cannot be read.
     """
-    from onnx import TensorProto, load
+    from onnx import TensorProto
 
-    try:
-        graph = load(onnx, load_external_data=False).graph
-    except Exception as exc:  # protobuf's classes share only Exception
-        raise BackendError(f"{onnx}: cannot be read as ONNX ({' '.join(str(exc).split())}).") from exc
+    graph = read_model(onnx).graph
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return "int8"
     elements = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0, TensorProto.BFLOAT16: 0}
     for tensor in graph.initializer:
         if tensor.data_type in elements:
-            count = 1
-            for size in tensor.dims:
-                count *= size
-            elements[tensor.data_type] += count
+            elements[tensor.data_type] += math.prod(tensor.dims)
     widest = max(elements, key=lambda kind: elements[kind])
     names: dict[int, Precision] = {
         TensorProto.FLOAT: "fp32",

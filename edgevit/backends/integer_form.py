@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevit.errors import BackendError
+from edgevit.backends.files import read_model
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -32,20 +32,14 @@ def write_integer_form(onnx_file: Path, out: Path) -> None:
     Raises:
         BackendError: the file cannot be read.
     """
-    import onnx
+    from onnx import TensorProto
 
-    try:
-        model = onnx.load(onnx_file)
-    except Exception as error:  # protobuf's classes share only Exception
-        words = " ".join(str(error).split())
-        raise BackendError(f"{onnx_file}: cannot be read as ONNX ({words}).") from error
+    model = read_model(onnx_file, weights=True)
     _shift_activations_(model.graph)
     _set_biases_apart_(model.graph)
     # Types and shapes that were noted for the tensors would contradict the new ones; blocks keep theirs.
     noted = [
-        value
-        for value in model.graph.value_info
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        value for value in model.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
     constants = {tensor.name for tensor in model.graph.initializer}
     del model.graph.value_info[:]

@@ -14,7 +14,7 @@ from types import ModuleType
 from edgevit.backends.base import Session, require_file, require_kind, require_precision
 from edgevit.backends.files import external_files
 from edgevit.backends.integer_form import write_integer_form
-from edgevit.backends.session import open_session, runtime_errors
+from edgevit.backends.session import open_session
 from edgevit.board import GRAPH_PRECISION, Installed, Options
 from edgevit.errors import BackendUnavailableError
 from edgevit.target import Precision, Target
@@ -47,9 +47,7 @@ class OnnxRuntime:
         if precision == "int8":
             write_integer_form(onnx, artefact)
             return artefact
-        with runtime_errors("onnxruntime", onnx, self.advice):
-            locations = external_files(onnx)
-        for location in locations:
+        for location in external_files(onnx):
             require_file("onnxruntime", onnx.parent / location)
             (out / location).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(onnx.parent / location, out / location)

@@ -105,9 +105,7 @@ def _infer(model: onnx.ModelProto, path: Path) -> dict[str, Shape]:
     weights = [
         onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer
     ]
-    light = (
-        onnx.ModelProto()
-    )  # weights as inputs: shapes never come from them, and a message holds 2 GB at most
+    light = onnx.ModelProto()  # weights as inputs: shapes never come from them, and a message holds 2 GB
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
     light.graph.name = model.graph.name

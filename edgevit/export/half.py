@@ -23,9 +23,9 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from edgevit.errors import ImagesError
-from edgevit.export.onnx import LARGEST_FILE_BYTES
 from edgevit.export.parity import Batch
 from edgevit.export.ranges import read_ranges
+from edgevit.export.read import LARGEST_FILE_BYTES
 
 LARGEST = 65504 / 4
 """What goes beyond stays in fp32: a quarter of what half precision holds, as other images may go further."""

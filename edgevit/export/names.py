@@ -16,9 +16,8 @@ import onnx_ir as ir
 
 from edgevit.export.rewrite import constant_of
 
-_SCOPES_KEY = (
-    "pkg.torch.onnx.name_scopes"  # torch writes it: module paths from the root, then the call's own name
-)
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""Torch writes it: module paths from the root, then the call's own name."""
 _LAYOUT = {"Reshape", "Transpose"}
 _SHOWN_ELEMENTS = 8
 

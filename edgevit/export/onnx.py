@@ -5,12 +5,8 @@ Shapes: B batch, C channels, H and W height and width of the image.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +19,9 @@ from torch.export import Dim
 from edgevit.errors import ExportError
 from edgevit.export.names import name_graph
 from edgevit.export.opset import OLDEST, to_older_opset
+from edgevit.export.read import LARGEST_FILE_BYTES
 from edgevit.export.rewrite import clean_graph, constants_as_nodes
+from edgevit.export.silence import silence
 from edgevit.models.layers import SlimViT
 from edgevit.version import __version__
 
@@ -33,8 +31,6 @@ BATCH_NAME = "batch"
 
 OPSETS = range(OLDEST, 24)
 _TORCH_OLDEST = 18  # torch's exporter writes nothing older
-# protobuf refuses messages above 2 GB, and runtimes hold a whole message in memory beside their own copy.
-LARGEST_FILE_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def export_onnx(model: SlimViT, out: Path, options: ExportOptions) -> None:
         raise ValueError(f"opset: expected {OPSETS.start}..{OPSETS.stop - 1}, got {options.opset}")
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"batch: expected 1 or more, or None for any, got {options.batch}")
-    with _silence():
+    with silence():
         graph_model = _trace(model, options)
         # Constants of the model's forms (windows, their masks) come among the weights.
         constants_as_nodes(graph_model, {name for name, _ in model.named_parameters()})
@@ -159,20 +155,3 @@ def _save(model: ir.Model, out: Path) -> None:
     data = out.with_name(f"{out.name}.data")
     data.unlink(missing_ok=True)  # of an earlier export under this name
     ir.save(model, out, external_data=data.name if weights > LARGEST_FILE_BYTES else None)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep prints, warnings and log lines of torch and its kin from the user; errors are raised as ever."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

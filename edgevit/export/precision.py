@@ -7,13 +7,10 @@ of the residual stream stay in float.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +20,9 @@ import onnx
 
 from edgevit.errors import ExportError, ImagesError
 from edgevit.export.parity import Batch
+from edgevit.export.read import LARGEST_FILE_BYTES
+from edgevit.export.silence import silence
 
-_LARGEST_BYTES = 1_500_000_000  # NNCF hands the graph on as one protobuf message, which holds 2 GB at most
 _UNNAMED_PRODUCT = re.compile(r"(^|\.)mat_mul(_\d+)?$")  # `names.py` names all products of layers otherwise
 _OFF = -1  # NNCF's word for "no SmoothQuant"
 
@@ -45,7 +43,7 @@ def quantise(fp32: Path, images: Sequence[Batch], out: Path, *, smooth: bool) ->
     _require_images(images)
     model = _read(fp32)
     nncf = _import_nncf()
-    with _silence():
+    with silence():
         try:
             quantised = _run(nncf, model, images, smooth=smooth)
         except Exception as error:  # NNCF's errors share no class
@@ -134,7 +132,7 @@ def _require_images(images: Sequence[Batch]) -> None:
 def _read(fp32: Path) -> onnx.ModelProto:
     external = fp32.with_name(f"{fp32.name}.data")
     size = fp32.stat().st_size + (external.stat().st_size if external.is_file() else 0)
-    if size > _LARGEST_BYTES:
+    if size > LARGEST_FILE_BYTES:  # NNCF hands the graph on as one message
         raise ExportError(
             f"{fp32}: NNCF takes graphs up to 1.5 GB, this one has {size / 1e9:.1f} GB. Take int8 out of"
             " `precisions`."
@@ -186,21 +184,9 @@ def _import_nncf() -> ModuleType:
     # NNCF reports each use to Google Analytics unless told that it runs in its makers' tests; read at import.
     os.environ.setdefault("NNCF_CI", "1")
     try:
-        with _silence():
+        with silence():
             import nncf
     except ImportError as error:
         raise _missing(str(error)) from error
     found: ModuleType = nncf
     return found
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep NNCF's log and progress bars from the user; errors are raised as ever."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

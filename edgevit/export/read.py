@@ -1,4 +1,4 @@
-"""Read an ONNX file for a look at its graph: weights kept beside it stay unread."""
+"""How large an ONNX file may be, and how it is read for a look at its graph: external weights stay unread."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 import onnx
 
 from edgevit.errors import ExportError
+
+LARGEST_FILE_BYTES = 1_500_000_000
+"""Of one ONNX file, with the weights in it: protobuf refuses messages above 2 GB, and runtimes hold a whole
+message in memory beside their own copy."""
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import tempfile
 from pathlib import Path
 
@@ -16,12 +14,12 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from edgevit.errors import ExportError
 from edgevit.export.links import onnx_link, torch_link
 from edgevit.export.parity import TORCH_TO_ONNX, check_parity, limits_for
+from edgevit.export.read import LARGEST_FILE_BYTES
 from edgevit.export.rewrite import constants_as_nodes
+from edgevit.export.silence import silence
 from edgevit.models.layers import SlimViT
 
 _PROBES = 4
-_LARGEST_BYTES = 1_500_000_000  # onnxsim takes one protobuf message, which holds 2 GB at most
-
 # They turn MatMul + Add into Reshape + Gemm + Reshape without names: more nodes, and no module to tell from.
 _NAMELESS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
 
@@ -61,12 +59,12 @@ def _run_onnxsim(exported: ir.Model) -> onnx.ModelProto:
     weights = sum(
         value.const_value.nbytes for value in exported.graph.initializers.values() if value.const_value
     )
-    if weights > _LARGEST_BYTES:
+    if weights > LARGEST_FILE_BYTES:  # onnxsim takes one message
         raise ExportError(
             f"export.simplify: onnxsim takes models up to 1.5 GB, this one has {weights / 1e9:.1f} GB of "
             "weights. Set export.simplify = false."
         )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with silence():
         simplified, _ = onnxsim.simplify(
             ir.to_proto(exported),
             skipped_optimizers=_NAMELESS,

@@ -69,9 +69,7 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
     named = {id(evaluation): ("evaluation", evaluation), id(tuning): ("tuning", tuning)}
     named |= {id(images): ("searching", images) for images in searching.values()}
     named |= {id(judging): ("judging", judging)}
-    named |= {
-        id(calibration): ("calibration", calibration)
-    }  # the first reader gives shared images their name
+    named |= {id(calibration): ("calibration", calibration)}  # the first reader names shared images
     for name, images in reversed(named.values()):
         if images is not None:
             _decode_all(stages, name, images)
