@@ -12,13 +12,13 @@ from typing import Literal
 from edgevit.errors import RecipeError
 from edgevit.schema import ask_whether, nearest, nearest_files
 
-Kind = Literal["targets", "calibration", "recipes"]
+Shipped = Literal["targets", "calibration", "recipes"]
 
 _PACKAGE = Path(__file__).resolve().parent
-_NOUNS: dict[Kind, str] = {"targets": "target", "calibration": "image set", "recipes": "recipe"}
+_NOUNS: dict[Shipped, str] = {"targets": "target", "calibration": "image set", "recipes": "recipe"}
 
 
-def shipped_dir(kind: Kind) -> Path:
+def shipped_dir(kind: Shipped) -> Path:
     """Return the folder that holds the shipped files of `kind`."""
     if kind == "recipes":
         return _PACKAGE / "recipes"
@@ -26,12 +26,12 @@ def shipped_dir(kind: Kind) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
 
-def shipped_names(kind: Kind) -> tuple[str, ...]:
+def shipped_names(kind: Shipped) -> tuple[str, ...]:
     """Return the names of the shipped files of `kind` (file stems), sorted."""
     return tuple(sorted(path.stem for path in shipped_dir(kind).glob("*.toml")))
 
 
-def find_shipped(kind: Kind, name_or_path: str, relative_to: Path) -> Path:
+def find_shipped(kind: Shipped, name_or_path: str, relative_to: Path) -> Path:
     """Return the file that `name_or_path` means, which may not exist when it is a path.
 
     A value that ends in `.toml` or contains a slash is a path, relative to the folder `relative_to`;

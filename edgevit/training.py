@@ -12,7 +12,7 @@ from edgevit.schema import Strict
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 """What matrix products are computed in; "auto" is bf16 where the device has instructions for it."""
 
-Schedule = Literal["one-cycle", "cosine"]
+RateSchedule = Literal["one-cycle", "cosine"]
 
 Augment = Literal["crop", "standard"]
 """How training images are varied: flips and crops, or all that timm trains with."""
@@ -34,7 +34,7 @@ class Training:
     seed: int = 0
     """Of the order, of augmentation and of whatever a model draws."""
     precision: TrainingPrecision = "auto"
-    schedule: Schedule = "one-cycle"
+    schedule: RateSchedule = "one-cycle"
     warmup: float = 0.3
     """Share of the steps in which the learning rate rises, 0..1."""
     weight_decay: float = 0.01
@@ -72,7 +72,7 @@ class TrainingKeys(Strict):
     """Seed of the order, of augmentation and of what is dropped at random, >= 0."""
     precision: TrainingPrecision = "auto"
     """What matrix products are computed in; auto: bf16 where the device has instructions for it."""
-    schedule: Schedule = "one-cycle"
+    schedule: RateSchedule = "one-cycle"
     """How the learning rate rises and falls: in half a cosine both ways, or in a line and half a cosine."""
     warmup: float = Field(default=0.3, ge=0, lt=1)
     """Share of the steps in which the learning rate rises, 0..1."""

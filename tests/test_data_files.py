@@ -10,21 +10,21 @@ from edgevit.images import ImageSet, load_image_set, open_images
 from edgevit.preprocess import Preprocess
 from edgevit.recipe import Recipe, load_recipe
 from edgevit.schema import Strict, load_toml
-from edgevit.shipped import Kind, shipped_dir, shipped_names
+from edgevit.shipped import Shipped, shipped_dir, shipped_names
 from edgevit.target import Target, load_target
 
-KINDS: dict[Kind, type[Strict]] = {"targets": Target, "calibration": ImageSet, "recipes": Recipe}
+KINDS: dict[Shipped, type[Strict]] = {"targets": Target, "calibration": ImageSet, "recipes": Recipe}
 FILES = [(kind, name) for kind in KINDS for name in shipped_names(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_shipped_file_survives_a_round_trip(kind: Kind, name: str) -> None:
+def test_shipped_file_survives_a_round_trip(kind: Shipped, name: str) -> None:
     value = load_toml(shipped_dir(kind) / f"{name}.toml", KINDS[kind])
     assert KINDS[kind].model_validate_json(value.model_dump_json(exclude_unset=True)) == value
 
 
 @pytest.mark.parametrize("folder", ["targets", "calibration"])
-def test_data_folder_holds_data_and_a_readme(folder: Kind) -> None:
+def test_data_folder_holds_data_and_a_readme(folder: Shipped) -> None:
     assert not list(shipped_dir(folder).rglob("*.py"))
     assert (shipped_dir(folder) / "README.md").is_file()
 

@@ -4,12 +4,12 @@ import pytest
 
 from edgevit.export.int8_layers import Int8Layer
 from edgevit.pipeline.int8_control import Loss, choose_float_layers, holds, order_of_return
-from edgevit.pipeline.int8_sensitivity import Sensitivity
+from edgevit.pipeline.int8_sensitivity import LayerSensitivity
 from edgevit.recipe import Int8Section
 
 # KL per MAC: b, then d, then a, then c.
 FOUND = [
-    Sensitivity(Int8Layer(name, macs), 30.0, kl)
+    LayerSensitivity(Int8Layer(name, macs), 30.0, kl)
     for name, macs, kl in (("a", 100, 0.1), ("b", 10, 0.2), ("c", 100, 0.05), ("d", 20, 0.04))
 ]
 
@@ -24,7 +24,7 @@ def test_order_of_return_weighs_loss_by_macs() -> None:
 
 
 def test_order_of_return_of_equals_is_that_of_the_graph() -> None:
-    same = [Sensitivity(Int8Layer(name, 5), 30.0, 0.1) for name in ("z", "a", "m")]
+    same = [LayerSensitivity(Int8Layer(name, 5), 30.0, 0.1) for name in ("z", "a", "m")]
     assert order_of_return(same) == ("z", "a", "m")
 
 
@@ -66,7 +66,7 @@ def test_choose_among_one_layer_keeps_it() -> None:
 
 
 def test_choose_measures_few_losses() -> None:
-    many = [Sensitivity(Int8Layer(str(index), 1), 30.0, 0.01) for index in range(100)]
+    many = [LayerSensitivity(Int8Layer(str(index), 1), 30.0, 0.01) for index in range(100)]
     asked = []
 
     def counting(in_float: tuple[str, ...]) -> Loss:

@@ -10,7 +10,7 @@ from toy_vits import noise_images, toy_arch, toy_model
 from edgevit.backends.openvino import OpenVINO
 from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.precision import quantise
-from edgevit.measure.long_model import Grid, make_long_model
+from edgevit.measure.long_model import TimedShares, make_long_model
 from edgevit.measure.table import LatencyTable
 from edgevit.pipeline import latency
 from edgevit.pipeline.graphs import Form, Graph
@@ -23,7 +23,7 @@ from edgevit.target import Target, Timing
 # These tests are about the line; what such short timings find means nothing.
 TIMING = Timing(warmup_s=0.0, seconds=0.03, min_samples=10, max_samples=50)
 TARGET = Target(name="here", runtime="openvino", threads=1, timing=TIMING)
-GRID = Grid((0.5,), (), (0.7,), whole=1)
+GRID = TimedShares((0.5,), (), (0.7,), whole=1)
 ARCH = toy_arch()
 FORM = Form(18, 1, simplify=False)
 

@@ -17,11 +17,11 @@ from edgevit.models.layers import SlimViT
 from edgevit.plan import Counts
 from edgevit.progress import silent
 from edgevit.prune.curves import Sensitivity
-from edgevit.prune.sensitivity import BlockFile, Grid, joint_kl, measure_sensitivity
+from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_sensitivity
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.site import ClosedForm
 
-GRID = Grid(heads=(0.67,), qk_dim=(0.5,), vo_dim=(0.5,), hidden=(0.75, 0.5), tokens=(0.1, 0.4))
+CUTS = CutShares(heads=(0.67,), qk_dim=(0.5,), vo_dim=(0.5,), hidden=(0.75, 0.5), tokens=(0.1, 0.4))
 
 
 def images_of(model: SlimViT) -> Tensor:
@@ -32,8 +32,8 @@ def batches(images: Tensor) -> Callable[[], Iterator[Tensor]]:
     return lambda: iter(images.split(32))
 
 
-def measure(model: SlimViT, grid: Grid = GRID) -> Sensitivity:
-    return measure_sensitivity(model, batches(images_of(model)), grid, None, silent)
+def measure(model: SlimViT, shares: CutShares = CUTS) -> Sensitivity:
+    return measure_sensitivity(model, batches(images_of(model)), shares, None, silent)
 
 
 def test_cut_of_the_last_neurons_costs_what_slimming_makes_of_it_on_images_that_it_has_not_seen() -> None:
@@ -70,7 +70,7 @@ def test_every_kind_is_measured_but_merging_in_front_of_dead_tokens() -> None:
 )
 def test_kinds_that_a_model_refuses_are_not_measured(arch: object, refused: set[str]) -> None:
     model = toy_model(arch)  # type: ignore[arg-type]
-    found = measure(model, Grid(heads=(), qk_dim=(0.5,), vo_dim=(0.5,), hidden=(0.5,), tokens=(0.3,)))
+    found = measure(model, CutShares(heads=(), qk_dim=(0.5,), vo_dim=(0.5,), hidden=(0.5,), tokens=(0.3,)))
     kinds = {curve.kind for block in found.blocks for curve in block}
     assert kinds == {"qk_dim", "vo_dim", "hidden", "tokens"} - refused
 
@@ -79,7 +79,7 @@ def test_rotary_pairs_are_measured_with_the_errors_of_whole_pairs() -> None:
     model = toy_dino()
     for block in model.blocks:
         block.attn.q.weight[[row for row in range(24) if row % 8 in (1, 2, 5, 6)]] = 0
-    curve = measure(model, Grid(heads=(), qk_dim=(0.5, 0.25), vo_dim=(), hidden=(), tokens=())).curve(
+    curve = measure(model, CutShares(heads=(), qk_dim=(0.5, 0.25), vo_dim=(), hidden=(), tokens=())).curve(
         0, "qk_dim"
     )
     assert curve is not None
@@ -117,22 +117,22 @@ def test_interrupted_measurement_goes_on_to_the_same_result(tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_sensitivity(model, images, GRID, kept, stop)
+        measure_sensitivity(model, images, CUTS, kept, stop)
     told: list[int] = []
 
     def tell(task: str, done: int, total: int) -> None:
         if task == "measuring cuts":
             told.append(done)
 
-    assert measure_sensitivity(model, images, GRID, kept, tell) == whole
+    assert measure_sensitivity(model, images, CUTS, kept, tell) == whole
     assert told[0] == cuts + 1
 
 
 def test_blocks_of_another_measurement_are_not_read(tmp_path: Path) -> None:
     model = toy_model()
     path, images = tmp_path / "blocks.json", batches(images_of(model))
-    measure_sensitivity(model, images, GRID, BlockFile(path, "this one"), silent)
-    coarse = dataclasses.replace(GRID, hidden=(0.5,))
+    measure_sensitivity(model, images, CUTS, BlockFile(path, "this one"), silent)
+    coarse = dataclasses.replace(CUTS, hidden=(0.5,))
     found = measure_sensitivity(model, images, coarse, BlockFile(path, "that one"), silent)
     assert found == measure(model, coarse)
 

@@ -24,7 +24,7 @@ from toy_training import (
 from edgevit.errors import TrainingError, WeightsError
 from edgevit.training import Training
 from edgevit.tune.loop import Trained, train_
-from edgevit.tune.objective import Group, Objective
+from edgevit.tune.objective import Objective, ParameterGroup
 
 STEPS = 16
 
@@ -101,8 +101,8 @@ def test_train_step_after_each_step_makes_true_zeros() -> None:
 
 def test_train_group_of_rate_zero_stays() -> None:
     class HalfFrozen(Regression):
-        def groups(self) -> tuple[Group, ...]:
-            return Group(("trained.weight",)), Group(("trained.bias",), rate=0.0)
+        def groups(self) -> tuple[ParameterGroup, ...]:
+            return ParameterGroup(("trained.weight",)), ParameterGroup(("trained.bias",), rate=0.0)
 
     objective = HalfFrozen()
     before = weights(objective)

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 from toy_training import Regression
 
-from edgevit.tune.objective import Group, Objective, check_groups, trained_parameters
+from edgevit.tune.objective import Objective, ParameterGroup, check_groups, trained_parameters
 
 
 class Grouped(Regression):
     """Names the groups that it is given."""
 
-    def __init__(self, *groups: Group) -> None:
+    def __init__(self, *groups: ParameterGroup) -> None:
         super().__init__()
         self.named = groups
 
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[ParameterGroup, ...]:
         return self.named
 
 
@@ -34,7 +34,7 @@ def test_trained_parameters_leave_out_frozen_and_empty_ones() -> None:
 
 
 def test_check_groups_drops_groups_without_members() -> None:
-    groups = Group(("trained.weight", "trained.bias")), Group(())
+    groups = ParameterGroup(("trained.weight", "trained.bias")), ParameterGroup(())
     assert check_groups(Grouped(*groups)) == groups[:1]
 
 
@@ -50,4 +50,4 @@ def test_check_groups_parameter_not_in_one_group_is_a_value_error(
     groups: tuple[tuple[str, ...], ...], wrong: str
 ) -> None:
     with pytest.raises(ValueError, match=f"groups of Grouped: expected every .* wrong for {wrong}$"):
-        check_groups(Grouped(*map(Group, groups)))
+        check_groups(Grouped(*map(ParameterGroup, groups)))

@@ -16,7 +16,7 @@ from edgevit.images import Images, ImageSet, LoadedSet, open_images
 from edgevit.preprocess import Preprocess
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
-from edgevit.tune.objective import Group, Objective
+from edgevit.tune.objective import Objective, ParameterGroup
 
 SAMPLES = 22
 TRAINING = Training(epochs=4, lr=1e-2, batch=5, precision="fp32", checkpoint_steps=3)  # 4 steps an epoch
@@ -48,8 +48,10 @@ class SparseRegression(Regression):
     strength = 1.0
     """Of L1, against a learning rate of 1."""
 
-    def groups(self) -> tuple[Group, ...]:
-        return Group(("trained.weight",), rate=10.0, decayed=False), Group(("trained.bias",))
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        return ParameterGroup(("trained.weight",), rate=10.0, decayed=False), ParameterGroup(
+            ("trained.bias",)
+        )
 
     def after_step(self, lr: float) -> None:
         weight = self.trained.weight

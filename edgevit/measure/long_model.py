@@ -24,7 +24,7 @@ _STEPS: dict[Kind, int] = {"heads": 1, "qk_dim": 8, "vo_dim": 8, "hidden": 32}
 
 
 @dataclass(frozen=True)
-class Grid:
+class TimedShares:
     """Which dims are timed, as shares of the dense block's."""
 
     widths: tuple[float, ...] = (0.75, 0.625, 0.5, 0.25)
@@ -37,7 +37,7 @@ class Grid:
     """How many of `make_whole_models` are timed."""
 
 
-GRID = Grid()
+TIMED_SHARES = TimedShares()
 """31 blocks for a plain ViT."""
 
 
@@ -79,7 +79,7 @@ class _Row:
         return alone | {self.names[index]: range(index + 1 - _WINDOW, index + 1) for index in last}
 
 
-def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
+def make_long_model(arch: Arch, shares: TimedShares = TIMED_SHARES) -> LongModel:
     """Return the long model for a dense one.
 
     Raises:
@@ -96,10 +96,10 @@ def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
     row = _Row(arch, full.tokens_in)
     for name in ("first", "second", "third"):
         row.add(name, full)
-    for name, dims in _narrow(full, refused, grid):
+    for name, dims in _narrow(full, refused, shares):
         row.add(name, dims)
     if "tokens" not in refused:
-        _add_levels(row, full, refused, grid)
+        _add_levels(row, full, refused, shares)
     if arch.read_tokens is not None:
         row.add("read", full)
         row.blocks[-1] = dataclasses.replace(
@@ -108,10 +108,12 @@ def make_long_model(arch: Arch, grid: Grid = GRID) -> LongModel:
     return LongModel(dataclasses.replace(arch, blocks=tuple(row.blocks)), row.parts())
 
 
-def _narrow(full: BlockDims, refused: dict[Kind, str], grid: Grid) -> Iterator[tuple[str, BlockDims]]:
+def _narrow(
+    full: BlockDims, refused: dict[Kind, str], shares: TimedShares
+) -> Iterator[tuple[str, BlockDims]]:
     """Yield blocks with less of one kind, and with less of several."""
     for kind in _WIDTHS:
-        for share in grid.widths if kind not in refused else ():
+        for share in shares.widths if kind not in refused else ():
             count = _count(int(getattr(full, kind)), share, _STEPS[kind])
             yield f"{kind} {count}", _with(full, {kind: count})
     halves = _narrower(full, refused, 0.5)
@@ -129,12 +131,12 @@ def _narrower(full: BlockDims, refused: Mapping[Kind, str], share: float) -> dic
     }
 
 
-def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid) -> None:
+def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], shares: TimedShares) -> None:
     halves = _narrower(full, refused, 0.5)
     dense = full.tokens_in
-    for share in grid.steps_down:
+    for share in shares.steps_down:
         row.merge(f"merge to {share:.0%}", full, share, dense)
-    for share in grid.levels:
+    for share in shares.levels:
         row.merge(f"merge to {share:.0%}", full, share, dense)
         row.add(f"full at {share:.0%}", full)
         row.add(f"half of dims at {share:.0%}", _with(full, {k: v for k, v in halves.items() if "dim" in k}))
@@ -142,14 +144,14 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], grid: Grid
         row.add(f"half of hidden at {share:.0%}", _with(full, {"hidden": halves["hidden"]}))
 
 
-def make_whole_models(arch: Arch, grid: Grid = GRID) -> dict[str, Arch]:
+def make_whole_models(arch: Arch, shares: TimedShares = TIMED_SHARES) -> dict[str, Arch]:
     """Return models that are timed whole beside the parts of the long one, by name.
 
     They are as plans make them: narrower ones, and some that merge tokens in one block or in two.
 
     Args:
         arch: of the dense model, one that `make_long_model` takes.
-        grid: how many.
+        shares: how many.
     """
     anatomy, full = read_anatomy(arch), arch.blocks[0]
     most = full.tokens_in
@@ -167,7 +169,7 @@ def make_whole_models(arch: Arch, grid: Grid = GRID) -> dict[str, Arch]:
     dead = arch.read_tokens is not None
     return {
         name: slim_arch(arch, plan_from_counts(anatomy, counts, dead_tokens=dead))
-        for name, counts in list(found.items())[: grid.whole]
+        for name, counts in list(found.items())[: shares.whole]
     }
 
 

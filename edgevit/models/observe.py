@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgevit.models.layers import SlimViT
 
-Report = Callable[[int], None]
+SeenImages = Callable[[int], None]
 """Called with the number of images seen so far."""
 
 
@@ -43,7 +43,7 @@ def live_mlps(model: SlimViT, images: Tensor) -> Iterator[LiveMlp]:
 
 @torch.no_grad()
 def mean_of_mlps(
-    model: SlimViT, batches: Iterable[Tensor], statistic: Callable[[LiveMlp], Tensor], report: Report
+    model: SlimViT, batches: Iterable[Tensor], statistic: Callable[[LiveMlp], Tensor], report: SeenImages
 ) -> list[Tensor]:
     """Return the mean of a statistic over images, for every block: float64 [p].
 

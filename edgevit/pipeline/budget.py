@@ -29,7 +29,7 @@ from edgevit.plan import KINDS, Kind
 from edgevit.prune.allocate import Allocation, allocate, choices_of
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
-from edgevit.prune.sensitivity import BlockFile, Grid, joint_kl, measure_sensitivity
+from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_sensitivity
 from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
 from edgevit.slim.act import require_closed_form
 from edgevit.store import JSON, canonical_json
@@ -181,10 +181,10 @@ def _multiples(inputs: Inputs) -> dict[Kind, int]:
 
 def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
     """Measure what cuts cost, or read what an earlier build has measured; goes on after an interruption."""
-    grid: dict[str, JSON] = asdict(Grid())
+    shares: dict[str, JSON] = asdict(CutShares())
     key: dict[str, JSON] = {
         "dense": dense.sha256,
-        "grid": grid,
+        "shares": shares,
         "images": images_key(images),
         "versions": library_versions(("torch", "numpy")),
         "code": code_sha256(*_ROOMS),
@@ -193,7 +193,7 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
     def make(folder: Path) -> None:
         belongs_to = hashlib.sha256(canonical_json(key).encode()).hexdigest()
         kept = BlockFile(stages.store.work_path("sensitivity", key) / _FILE, belongs_to)
-        found = measure_sensitivity(dense.loaded.model, _batches(images), Grid(), kept, stages.progress)
+        found = measure_sensitivity(dense.loaded.model, _batches(images), CutShares(), kept, stages.progress)
         (folder / _FILE).write_text(sensitivity_text(found), encoding="utf-8")
 
     folder = stages.run("sensitivity", key, make, shared=True)

@@ -18,8 +18,8 @@ from edgevit.export.precision import quantise
 from edgevit.images import Images
 from edgevit.measure.accuracy import Logits
 from edgevit.pipeline.graphs import Form, Graph
-from edgevit.pipeline.int8_control import Choice, Loss, choose_float_layers, loss_between
-from edgevit.pipeline.int8_sensitivity import Sensitivity, measure_sensitivity
+from edgevit.pipeline.int8_control import FloatLayers, Loss, choose_float_layers, loss_between
+from edgevit.pipeline.int8_sensitivity import LayerSensitivity, measure_layers
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.stages import Stages
 from edgevit.progress import Progress, silent
@@ -126,7 +126,7 @@ def control_int8(
     images: Sequence[Batch],
     limits: Int8Section,
     progress: Progress = silent,
-) -> tuple[tuple[Sensitivity, ...], Choice]:
+) -> tuple[tuple[LayerSensitivity, ...], FloatLayers]:
     """Measure each layer by itself, then the loss of all together, and choose what goes back to float.
 
     Args:
@@ -141,7 +141,7 @@ def control_int8(
     """
     switched = graph.switched()
     few = images[:: max(1, len(images) // SENSITIVITY_IMAGES)][:SENSITIVITY_IMAGES]
-    found = measure_sensitivity(graph.layers, switched, few, progress)
+    found = measure_layers(graph.layers, switched, few, progress)
     reference = _logits(fp32, images)
     names = {layer.name for layer in graph.layers}
 
@@ -161,7 +161,9 @@ def _logits(path: Path, images: Sequence[Batch]) -> Logits:
     return np.concatenate([run(image) for image in images])
 
 
-def _facts(asked: Asked, found: tuple[Sensitivity, ...], choice: Choice, *, smooth: bool) -> Int8Facts:
+def _facts(
+    asked: Asked, found: tuple[LayerSensitivity, ...], choice: FloatLayers, *, smooth: bool
+) -> Int8Facts:
     places = {name: place for place, name in enumerate(choice.in_float, start=1)}
     return Int8Facts(
         side=asked.side,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from edgevit.measure.accuracy import Logits, agreement, expected_drop, mean_kl
-from edgevit.pipeline.int8_sensitivity import Sensitivity
+from edgevit.pipeline.int8_sensitivity import LayerSensitivity
 from edgevit.recipe import Int8Section
 
 
@@ -25,7 +25,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FloatLayers:
     """What goes back to float, and what that changes."""
 
     in_float: tuple[str, ...]
@@ -46,7 +46,7 @@ def holds(loss: Loss, limits: Int8Section) -> bool:
     return drop and (limits.min_agreement is None or loss.agreement >= limits.min_agreement)
 
 
-def order_of_return(sensitivities: Sequence[Sensitivity]) -> tuple[str, ...]:
+def order_of_return(sensitivities: Sequence[LayerSensitivity]) -> tuple[str, ...]:
     """Order layers by what each costs in int8 for the time that it saves there: the worst bargain first.
 
     The time is taken to be in proportion to the layer's MACs, a first estimate that is the same for every
@@ -58,10 +58,10 @@ def order_of_return(sensitivities: Sequence[Sensitivity]) -> tuple[str, ...]:
 
 
 def choose_float_layers(
-    sensitivities: Sequence[Sensitivity],
+    sensitivities: Sequence[LayerSensitivity],
     loss_of: Callable[[tuple[str, ...]], Loss],
     limits: Int8Section,
-) -> Choice:
+) -> FloatLayers:
     """Find the fewest layers, in their order of return, without which int8 holds the limits.
 
     The number is bisected, as errors of layers add up: with L layers the loss is measured log2(L) + 2 times
@@ -76,8 +76,8 @@ def choose_float_layers(
     loss_after = cache(lambda count: loss_of(order[:count]))
     before: Loss = loss_after(0)
     if holds(before, limits):
-        return Choice((), before, before)
+        return FloatLayers((), before, before)
     counts = range(1, max(1, len(order) - 1))
     count = 1 + bisect_left(counts, True, key=lambda count: holds(loss_after(count), limits))
     count = min(count, len(order) - 1)
-    return Choice(order[:count], before, loss_after(count))
+    return FloatLayers(order[:count], before, loss_after(count))

@@ -19,7 +19,7 @@ _LEAST_NOISE = 1e-20
 """Of the signal: a layer that loses nothing has 200 dB, as no number is infinite in JSON."""
 
 
-class Runner(Protocol):
+class LayerRunner(Protocol):
     """A model whose layers can be computed in int8 one by one, such as `export.int8_layers.Switched`."""
 
     def run(self, image: Batch, in_int8: Collection[str], outputs: Sequence[str] = ()) -> list[Batch]:
@@ -28,7 +28,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class LayerSensitivity:
     """What one layer in int8 costs, while all others are in float."""
 
     layer: Int8Layer
@@ -38,9 +38,9 @@ class Sensitivity:
     """Mean over images of KL(fp32 || this layer in int8) of the model's answers, nats."""
 
 
-def measure_sensitivity(
-    layers: Sequence[Int8Layer], runner: Runner, images: Sequence[Batch], progress: Progress = silent
-) -> tuple[Sensitivity, ...]:
+def measure_layers(
+    layers: Sequence[Int8Layer], runner: LayerRunner, images: Sequence[Batch], progress: Progress = silent
+) -> tuple[LayerSensitivity, ...]:
     """Measure every layer by itself; the same inputs give the same numbers.
 
     Args:
@@ -69,7 +69,7 @@ def measure_sensitivity(
         progress("measuring layers in int8", number + 1, len(images))
     reference = np.concatenate(expected)
     return tuple(
-        Sensitivity(
+        LayerSensitivity(
             layer, found[layer.name].sqnr_db, mean_kl(reference, np.concatenate(found[layer.name].logits))
         )
         for layer in layers

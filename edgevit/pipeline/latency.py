@@ -19,7 +19,7 @@ from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.parity import Batch
 from edgevit.export.parts import cut_parts
 from edgevit.export.precision import quantise
-from edgevit.measure.long_model import GRID, Grid, make_long_model, make_whole_models
+from edgevit.measure.long_model import TIMED_SHARES, TimedShares, make_long_model, make_whole_models
 from edgevit.measure.parts import PartTimes, parts_budget, time_parts
 from edgevit.measure.table import (
     LatencyTable,
@@ -50,7 +50,7 @@ _RANGING_IMAGES = 2
 
 
 def measure_table(
-    stages: Stages, device: Device, form: Form, dense: Graph, grid: Grid = GRID
+    stages: Stages, device: Device, form: Form, dense: Graph, shares: TimedShares = TIMED_SHARES
 ) -> LatencyTable:
     """Measure how long blocks take, or take the times that are there.
 
@@ -59,7 +59,7 @@ def measure_table(
         device: the target, and the precision that is computed in.
         form: of the graphs; a dynamic batch is timed at the target's.
         dense: the dense model's graph in this precision, which is timed whole beside the parts.
-        grid: which dims are timed.
+        shares: which dims are timed.
 
     Raises:
         UnsupportedModelError: its blocks are not those of a plain ViT.
@@ -68,7 +68,7 @@ def measure_table(
         MeasurementError: the times tell nothing of blocks.
     """
     arch, bench = dense.arch, _Bench.of(stages, device, form)
-    long, whole = make_long_model(arch, grid), make_whole_models(arch, grid)
+    long, whole = make_long_model(arch, shares), make_whole_models(arch, shares)
     form, precision = replace(form, batch=bench.on.batch), GRAPH_OF[bench.on.precision]
     key: dict[str, JSON] = {
         "dense": arch_to_json(arch),  # its weights do not matter, but which layers are in float

@@ -21,7 +21,7 @@ from edgevit.target import Precision
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedTable:
     """The table behind a budget in milliseconds, and what it is of."""
 
     table: LatencyTable
@@ -42,7 +42,7 @@ class Limit:
     """What the slim model may cost."""
     costs: CostModel
     dead_tokens: bool
-    timed: Timed | None = None
+    timed: TimedTable | None = None
 
 
 def find_limit(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets, *, dead_tokens: bool) -> Limit:
@@ -85,7 +85,7 @@ def amount_text(amount: float, unit: Unit) -> str:
     return f"{amount:.3g} ms" if unit == "ms" else f"{amount:.4g}"
 
 
-def _time(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets) -> Timed:
+def _time(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets) -> TimedTable:
     """Measure the table of the budget's target, in the precision that is planned for."""
     budget = inputs.recipe.recipe.budget
     assert budget is not None
@@ -103,7 +103,7 @@ def _time(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets) -> Timed:
     files = GraphFiles(stages, {"dense": dense}, "", probe, sets.calibration, limits)
     graph = files.of(form, precision).by_side["dense"]
     device = target, precision
-    return Timed(measure_table(stages, device, form, graph), device, form)
+    return TimedTable(measure_table(stages, device, form, graph), device, form)
 
 
 def _target(inputs: Inputs, budget: BudgetSection) -> Wanted:

@@ -40,7 +40,7 @@ _FLOORS: dict[_Part, int] = {"qk": _LEAST_DIMS, "vo": _LEAST_DIMS, "hidden": _LE
 
 
 @dataclass(frozen=True)
-class Site:
+class BlockGroup:
     """One group of one block: what can go there, and what it is worth."""
 
     block: int
@@ -89,14 +89,14 @@ def intra_head(model: SlimViT, plan: Plan, options: IntraHead, scores: Scores) -
     heads = [_heads(model, index, block) for index, block in enumerate(plan.blocks)]
     if options.embed_drop is not None:
         plan = _cut_channels(model, plan, options)
-    sites = _sites(model.arch, plan, heads, scores)
+    groups = _groups(model.arch, plan, heads, scores)
     if options.macs is not None:
-        counts = _within_budget(model, plan, sites, options)
+        counts = _within_budget(model, plan, groups, options)
     elif options.zeros:
-        counts = _without_zeros(model, sites, heads, options.align)
+        counts = _without_zeros(model, groups, heads, options.align)
     else:
-        counts = _by_shares(model, plan, sites, options)
-    return _write(_name_heads(model, plan, heads), sites, counts)
+        counts = _by_shares(model, plan, groups, options)
+    return _write(_name_heads(model, plan, heads), groups, counts)
 
 
 def _name_heads(model: SlimViT, plan: Plan, heads: Sequence[Tensor]) -> Plan:
@@ -129,18 +129,18 @@ def _cut_channels(model: SlimViT, plan: Plan, options: IntraHead) -> Plan:
     return dataclasses.replace(plan, channels=channels_kept(model, options.embed_drop, options.align))
 
 
-def _sites(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Scores) -> list[Site]:
+def _groups(arch: Arch, plan: Plan, heads: Sequence[Tensor], scores: Scores) -> list[BlockGroup]:
     qk_stays, turned = "qk_dim" in read_anatomy(arch).refused, arch.rotary
-    sites = []
+    groups = []
     for index, (block, kept) in enumerate(zip(plan.blocks, heads, strict=True)):
         qk, vo, hidden = (scores[f"blocks.{index}.{part}"].double() for part in ("qk", "vo", "hidden"))
         if not qk_stays:
-            sites.append(Site(index, "qk", _left(qk[kept], block.kept.qk), block.qk_dim, turned))
-        sites.append(Site(index, "vo", _left(vo[kept], block.kept.vo), block.vo_dim))
+            groups.append(BlockGroup(index, "qk", _left(qk[kept], block.kept.qk), block.qk_dim, turned))
+        groups.append(BlockGroup(index, "vo", _left(vo[kept], block.kept.vo), block.vo_dim))
         if block.per_image is None:  # else each image chooses among all of them
             before = None if block.kept.hidden is None else (block.kept.hidden,)
-            sites.append(Site(index, "hidden", _left(hidden.unsqueeze(0), before), block.hidden))
-    return sites
+            groups.append(BlockGroup(index, "hidden", _left(hidden.unsqueeze(0), before), block.hidden))
+    return groups
 
 
 def _left(scores: Tensor, kept: Sequence[Indices] | None) -> Tensor:
@@ -153,61 +153,61 @@ def _left(scores: Tensor, kept: Sequence[Indices] | None) -> Tensor:
     return left
 
 
-def worth(site: Site) -> Tensor:
+def worth(group: BlockGroup) -> Tensor:
     """Return what the best, second best ... unit of a head is worth, the mean over heads, float64 [most].
 
-    In units of the site's mean: layers differ in the size of their weights more than in what they matter.
+    In units of the group's mean: layers differ in the size of their weights more than in what they matter.
     """
-    scores = site.scores
-    if site.turned:  # both dims of a pair are worth half of what it is in all heads
+    scores = group.scores
+    if group.turned:  # both dims of a pair are worth half of what it is in all heads
         scores = pair_scores(scores).repeat_interleave(2).unsqueeze(0) / (2 * len(scores))
-    ranked = scores.sort(dim=1, descending=True).values[:, : site.most].mean(dim=0)
+    ranked = scores.sort(dim=1, descending=True).values[:, : group.most].mean(dim=0)
     return ranked / ranked.mean().clamp_min(torch.finfo(ranked.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Some more units that a site may keep, all heads alike."""
+    """Some more units that a group may keep, all heads alike."""
 
-    site: int
+    group: int
     count: int
-    """What the site keeps with this step."""
+    """What the group keeps with this step."""
     value: float
     """What one of the new units is worth, the mean."""
 
 
-def _within_budget(model: SlimViT, plan: Plan, sites: Sequence[Site], options: IntraHead) -> list[int]:
-    """Keep the units above one threshold for all sites, as low as the MACs allow, and fill up the rest."""
+def _within_budget(model: SlimViT, plan: Plan, groups: Sequence[BlockGroup], options: IntraHead) -> list[int]:
+    """Keep the units above one threshold for all groups, as low as the MACs allow, and fill up the rest."""
     assert options.macs is not None
     allowed = options.macs * model_cost(model.arch).total.macs
-    counts = [aligned(_FLOORS[site.part], site.align(options.align), site.most) for site in sites]
+    counts = [aligned(_FLOORS[group.part], group.align(options.align), group.most) for group in groups]
 
     def macs(steps: Sequence[_Step]) -> int:
         kept = list(counts)
-        for step in steps:  # of one site they stand in rising order
-            kept[step.site] = step.count
-        return model_cost(slim_arch(model.arch, _with_counts(plan, sites, kept))).total.macs
+        for step in steps:  # of one group they stand in rising order
+            kept[step.group] = step.count
+        return model_cost(slim_arch(model.arch, _with_counts(plan, groups, kept))).total.macs
 
     if macs([]) > allowed:
         raise PlanError(_unreachable(model, options.macs, macs([])))
-    steps = sorted(_steps(sites, counts, options.align), key=lambda step: -step.value)
+    steps = sorted(_steps(groups, counts, options.align), key=lambda step: -step.value)
     fit = smallest(len(steps), lambda count: macs(steps[: count + 1]) > allowed)
     taken, closed = steps[:fit], set[int]()
     for step in steps[fit:]:
-        if step.site not in closed and macs([*taken, step]) <= allowed:
+        if step.group not in closed and macs([*taken, step]) <= allowed:
             taken.append(step)
         else:
-            closed.add(step.site)
+            closed.add(step.group)
     for step in taken:
-        counts[step.site] = step.count
+        counts[step.group] = step.count
     return counts
 
 
-def _steps(sites: Sequence[Site], start: Sequence[int], align: int) -> Iterator[_Step]:
-    for index, (site, first) in enumerate(zip(sites, start, strict=True)):
-        value, step = worth(site), site.align(align)
-        for below in range(first, site.most, step):
-            count = min(site.most, below + step)
+def _steps(groups: Sequence[BlockGroup], start: Sequence[int], align: int) -> Iterator[_Step]:
+    for index, (group, first) in enumerate(zip(groups, start, strict=True)):
+        value, step = worth(group), group.align(align)
+        for below in range(first, group.most, step):
+            count = min(group.most, below + step)
             yield _Step(index, count, float(value[below:count].mean()))
 
 
@@ -222,22 +222,24 @@ def _unreachable(model: SlimViT, wanted: float, least: int) -> str:
     )
 
 
-def _without_zeros(model: SlimViT, sites: Sequence[Site], heads: Sequence[Tensor], align: int) -> list[int]:
-    """Keep in each site as many as its fullest head needs, so that no output changes."""
+def _without_zeros(
+    model: SlimViT, groups: Sequence[BlockGroup], heads: Sequence[Tensor], align: int
+) -> list[int]:
+    """Keep in each group as many as its fullest head needs, so that no output changes."""
     relations = read_relations(model.arch)
     counts = []
-    for site in sites:
-        group = relations.group_of(f"blocks.{site.block}.{site.part}")
-        live = deletable_units(group, zero_dims(model, group)).logical_not().view(group.parts, -1)
-        if site.turned:
+    for group in groups:
+        related = relations.group_of(f"blocks.{group.block}.{group.part}")
+        live = deletable_units(related, zero_dims(model, related)).logical_not().view(related.parts, -1)
+        if group.turned:
             live = live.repeat(1, 2)  # a unit is a pair, in all heads
-        elif site.part != "hidden":
-            live = live[heads[site.block]]
-        counts.append(min(site.most, aligned_count(live & (site.scores > 0), site.align(align))))
+        elif group.part != "hidden":
+            live = live[heads[group.block]]
+        counts.append(min(group.most, aligned_count(live & (group.scores > 0), group.align(align))))
     return counts
 
 
-def _by_shares(model: SlimViT, plan: Plan, sites: Sequence[Site], options: IntraHead) -> list[int]:
+def _by_shares(model: SlimViT, plan: Plan, groups: Sequence[BlockGroup], options: IntraHead) -> list[int]:
     for index, block in enumerate(plan.blocks):
         if options.hidden_drop is not None and block.per_image is not None:
             raise PlanError(
@@ -250,14 +252,14 @@ def _by_shares(model: SlimViT, plan: Plan, sites: Sequence[Site], options: Intra
         "hidden": Schedule("hidden", "hidden_drop", None, options.hidden_drop, False, options.align),
     }
     kept = dict(zip(given, keep_counts(read_anatomy(model.arch), list(given.values())), strict=True))
-    return [min(site.most, kept[site.part][site.block]) for site in sites]
+    return [min(group.most, kept[group.part][group.block]) for group in groups]
 
 
-def _with_counts(plan: Plan, sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+def _with_counts(plan: Plan, groups: Sequence[BlockGroup], counts: Sequence[int]) -> Plan:
     """Return the plan with counts alone, for its cost."""
     blocks = list(plan.blocks)
-    for site, count in zip(sites, counts, strict=True):
-        blocks[site.block] = _with_count(blocks[site.block], site.part, count)
+    for group, count in zip(groups, counts, strict=True):
+        blocks[group.block] = _with_count(blocks[group.block], group.part, count)
     return dataclasses.replace(plan, blocks=tuple(blocks))
 
 
@@ -271,15 +273,15 @@ def _with_count(block: BlockPlan, part: _Part, count: int) -> BlockPlan:
             return dataclasses.replace(block, hidden=count)
 
 
-def _write(plan: Plan, sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+def _write(plan: Plan, groups: Sequence[BlockGroup], counts: Sequence[int]) -> Plan:
     """Return the plan with counts and indices of what was cut."""
-    blocks = list(_with_counts(plan, sites, counts).blocks)
-    for site, count in zip(sites, counts, strict=True):
-        if count == site.most:
+    blocks = list(_with_counts(plan, groups, counts).blocks)
+    for group, count in zip(groups, counts, strict=True):
+        if count == group.most:
             continue
-        block = blocks[site.block]
-        kept = _keep(block.kept, site.part, site.sets(count))
-        blocks[site.block] = dataclasses.replace(block, kept=kept)
+        block = blocks[group.block]
+        kept = _keep(block.kept, group.part, group.sets(count))
+        blocks[group.block] = dataclasses.replace(block, kept=kept)
     return dataclasses.replace(plan, blocks=tuple(blocks))
 
 

@@ -19,7 +19,7 @@ from edgevit.methods import PatchSimilarity
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
-from edgevit.models.observe import Report
+from edgevit.models.observe import SeenImages
 from edgevit.models.reduction import pair_similarity, redundancy, unit_features
 from edgevit.plan import BlockPlan, Choice, InputPlan, Plan, fewest_merged, keep_all
 from edgevit.prune.counts import aligned, part, remaining
@@ -32,7 +32,7 @@ def patch_similarity(
     plan: Plan,
     options: PatchSimilarity,
     batches: Callable[[], Iterable[Tensor]],
-    report: Report,
+    report: SeenImages,
 ) -> Plan:
     """Let fewer tokens enter the first block, or leave the attention of some.
 
@@ -180,7 +180,7 @@ def _share(place: _Place, drop: float, align: int) -> int:
 
 @torch.no_grad()
 def _calibrated(
-    model: SlimViT, place: _Place, options: PatchSimilarity, batches: Iterable[Tensor], report: Report
+    model: SlimViT, place: _Place, options: PatchSimilarity, batches: Iterable[Tensor], report: SeenImages
 ) -> int:
     """Return the fewest tokens with which the threshold holds: all that go are above it on 9 of 10 images."""
     assert options.threshold is not None

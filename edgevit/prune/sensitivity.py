@@ -42,7 +42,7 @@ _LEAST_TOKENS = 8  # patches in front of a block in which merging some is worth 
 
 
 @dataclass(frozen=True)
-class Grid:
+class CutShares:
     """The cuts that are run, as shares that remain; of tokens, as shares of the patches that go."""
 
     heads: tuple[float, ...] = (0.75,)
@@ -64,16 +64,16 @@ class BlockFile:
 def measure_sensitivity(
     dense: SlimViT,
     batches: Callable[[], Iterator[Tensor]],
-    grid: Grid,
+    shares: CutShares,
     kept: BlockFile | None,
     progress: Progress,
 ) -> Sensitivity:
-    """Measure every cut of a grid in every block.
+    """Measure the cuts of each block that `shares` names.
 
     Args:
         dense: the model; stays as it is.
         batches: gives an iterator over images, float32 [b, C, H, W]; called anew for each pass.
-        grid: which cuts.
+        shares: which cuts.
         kept: where finished blocks are kept; None: nowhere.
         progress: called after each cut.
     """
@@ -83,7 +83,7 @@ def measure_sensitivity(
     learnt = len(streams.dense) - max(1, len(streams.dense) // _JUDGED_SHARE)
     streams.weights = [_learnt_alone(weights, learnt) for weights in streams.weights]
     tail = _Tail(dense, streams, learnt)
-    cuts = [_cuts(read_anatomy(dense.arch), index, grid) for index in range(len(dense.blocks))]
+    cuts = [_cuts(read_anatomy(dense.arch), index, shares) for index in range(len(dense.blocks))]
     total, counted = sum(map(_count, cuts)), 0
     with torch.no_grad():
         for index, wanted in enumerate(cuts):
@@ -118,19 +118,19 @@ def _count(cuts: Cuts) -> int:
     return sum(map(len, cuts.values()))
 
 
-def _cuts(anatomy: Anatomy, index: int, grid: Grid) -> Cuts:
-    """Return the counts of a grid in one block; kinds of which this block can lose nothing are left out."""
+def _cuts(anatomy: Anatomy, index: int, shares: CutShares) -> Cuts:
+    """Return the counts that are run in one block; kinds of which it can lose nothing are left out."""
     block, last = anatomy.blocks[index], index == len(anatomy.blocks) - 1
     found: dict[Kind, tuple[int, ...]] = {}
     for kind in ("heads", "qk_dim", "vo_dim", "hidden"):
         most = int(getattr(block, kind))
-        counts = {max(1, round(share * most)) for share in getattr(grid, kind)} - {most}
+        counts = {max(1, round(share * most)) for share in getattr(shares, kind)} - {most}
         if kind not in anatomy.refused and block.per_image is None and counts:
             found[kind] = tuple(sorted(counts, reverse=True))
     patches = block.tokens - anatomy.prefix
     dead = last and anatomy.read_tokens is not None
     if "tokens" not in anatomy.refused and not dead and patches >= _LEAST_TOKENS:
-        gone = {max(1, math.floor(share * patches)) for share in grid.tokens}
+        gone = {max(1, math.floor(share * patches)) for share in shares.tokens}
         found["tokens"] = tuple(block.tokens - count for count in sorted(gone))
     return found
 

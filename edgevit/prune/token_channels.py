@@ -16,14 +16,14 @@ from edgevit.methods import TokenChannels
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.layers import SlimMlp, SlimViT
 from edgevit.models.neuron_choice import mean_magnitudes
-from edgevit.models.observe import LiveMlp, Report, mean_of_mlps
+from edgevit.models.observe import LiveMlp, SeenImages, mean_of_mlps
 from edgevit.plan import BlockPlan, NeuronScore, PerImage, Plan
 from edgevit.prune.rank import highest
 from edgevit.prune.schedule import Schedule, keep_counts, shared_counts
 
 
 def token_channels(
-    model: SlimViT, plan: Plan, options: TokenChannels, batches: Iterable[Tensor], report: Report
+    model: SlimViT, plan: Plan, options: TokenChannels, batches: Iterable[Tensor], report: SeenImages
 ) -> Plan:
     """Choose the hidden neurons of every block that stay, and the channels that its MLP reads.
 

@@ -21,8 +21,8 @@ from edgevit.models.group_scores import Scores
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.progress import Progress
 from edgevit.tune.checkpoint import CheckpointFile
-from edgevit.tune.objective import Group, Objective, gated_groups
-from edgevit.tune.scores import Found
+from edgevit.tune.objective import Objective, ParameterGroup, gated_groups
+from edgevit.tune.scores import SearchResult
 from edgevit.tune.supervised import Supervision, cross_entropy, train_supervised_
 
 
@@ -47,7 +47,7 @@ class GateSearch:
 
 def search_gates(
     model: SlimViT, images: Images, options: GateSearch, checkpoint: CheckpointFile | None, progress: Progress
-) -> Found:
+) -> SearchResult:
     """Learn gates for a model on labelled images; `model` stays as it is.
 
     Returns:
@@ -63,7 +63,7 @@ def search_gates(
     objective = GatedModel(student, options)
     trained = train_supervised_(objective, student, images, options.supervision, checkpoint, progress)
     gates = {name: gate.detach().clone() for name, gate in objective.gates().items()}
-    return Found(gates, fold_gates(student.requires_grad_(False), gates), trained)
+    return SearchResult(gates, fold_gates(student.requires_grad_(False), gates), trained)
 
 
 class GatedModel(Objective):
@@ -91,7 +91,7 @@ class GatedModel(Objective):
             for index, gate in enumerate(gates)
         }
 
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[ParameterGroup, ...]:
         """Return the gates, with their own rate and no weight decay, and what is trained of the model."""
         return gated_groups(self, self.options.gate_lr / self.options.supervision.training.lr)
 

@@ -31,7 +31,7 @@ from edgevit.errors import TrainingError
 from edgevit.progress import Progress, silent
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile, Counters, read_checkpoint, write_checkpoint
-from edgevit.tune.objective import Group, Objective, check_groups
+from edgevit.tune.objective import Objective, ParameterGroup, check_groups
 from edgevit.tune.precision import resolve_precision
 from edgevit.tune.processes import on_all_processes
 from edgevit.tune.schedule import learning_rate
@@ -199,7 +199,7 @@ class _Run:
     wrapped: nn.Module
     """The objective as Accelerate calls it, on its device and in step with the other processes."""
     optimiser: torch.optim.Optimizer
-    groups: tuple[Group, ...]
+    groups: tuple[ParameterGroup, ...]
     """Of the trained parameters, as the optimiser has them."""
     average: dict[str, Tensor] | None
     data: TrainingData

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters that are trained alike."""
 
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class Objective(nn.Module):
     Those of its parameters that require gradients are trained.
     """
 
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[ParameterGroup, ...]:
         """Return every trained parameter in one group: matrices with weight decay, the rest without."""
         return _by_decay(trained_parameters(self))
 
@@ -48,13 +48,13 @@ class Objective(nn.Module):
         """
 
 
-def _by_decay(trained: Mapping[str, nn.Parameter]) -> tuple[Group, Group]:
+def _by_decay(trained: Mapping[str, nn.Parameter]) -> tuple[ParameterGroup, ParameterGroup]:
     matrices = tuple(name for name, value in trained.items() if value.dim() >= 2)
     rest = tuple(name for name, value in trained.items() if value.dim() < 2)
-    return Group(matrices), Group(rest, decayed=False)
+    return ParameterGroup(matrices), ParameterGroup(rest, decayed=False)
 
 
-def gated_groups(objective: nn.Module, rate: float) -> tuple[Group, ...]:
+def gated_groups(objective: nn.Module, rate: float) -> tuple[ParameterGroup, ...]:
     """Return the groups of an objective that learns gates beside the model that it has as `student`.
 
     Args:
@@ -64,7 +64,7 @@ def gated_groups(objective: nn.Module, rate: float) -> tuple[Group, ...]:
     trained = trained_parameters(objective)
     weights = {name: value for name, value in trained.items() if name.startswith("student.")}
     gates = tuple(name for name in trained if name not in weights)
-    return Group(gates, rate, decayed=False), *_by_decay(weights)
+    return ParameterGroup(gates, rate, decayed=False), *_by_decay(weights)
 
 
 def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,7 +75,7 @@ def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
     return {n: value for n, value in objective.named_parameters() if value.requires_grad and value.numel()}
 
 
-def check_groups(objective: Objective) -> tuple[Group, ...]:
+def check_groups(objective: Objective) -> tuple[ParameterGroup, ...]:
     """Return the groups that have members.
 
     Raises:

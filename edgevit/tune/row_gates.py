@@ -22,8 +22,8 @@ from edgevit.models.group_scores import group_scores
 from edgevit.models.layers import SlimViT
 from edgevit.progress import Progress
 from edgevit.tune.checkpoint import CheckpointFile
-from edgevit.tune.objective import Group, Objective, gated_groups
-from edgevit.tune.scores import Found
+from edgevit.tune.objective import Objective, ParameterGroup, gated_groups
+from edgevit.tune.scores import SearchResult
 from edgevit.tune.supervised import Supervision, cross_entropy, train_supervised_
 
 _LAYERS = ("attn.q", "attn.k", "attn.v", "mlp.fc1")
@@ -42,7 +42,7 @@ class RowSearch:
 
 def search_rows(
     model: SlimViT, images: Images, options: RowSearch, checkpoint: CheckpointFile | None, progress: Progress
-) -> Found:
+) -> SearchResult:
     """Train a model with row gates on labelled images; `model` stays as it is.
 
     Returns:
@@ -57,7 +57,7 @@ def search_rows(
     objective = GatedRows(student, options)
     trained = train_supervised_(objective, student, images, options.supervision, checkpoint, progress)
     folded = fold_rows(student.requires_grad_(False), objective.gates())
-    return Found(group_scores(folded), folded, trained)
+    return SearchResult(group_scores(folded), folded, trained)
 
 
 class GatedRows(Objective):
@@ -83,7 +83,7 @@ class GatedRows(Objective):
         names = (name for name, _ in _gated_layers(self.student))
         return dict(zip(names, self.rows, strict=True))
 
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[ParameterGroup, ...]:
         """Return the gates, without weight decay and with their own rate, and the model's own groups."""
         return gated_groups(self, self._rate)
 

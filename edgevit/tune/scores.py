@@ -14,7 +14,7 @@ from edgevit.models.layers import SlimViT
 from edgevit.tune.loop import Trained
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search returns."""
 
     scores: Scores

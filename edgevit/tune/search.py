@@ -11,7 +11,7 @@ from edgevit.progress import Progress, silent
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.gates import GateSearch, search_gates
 from edgevit.tune.row_gates import RowSearch, search_rows
-from edgevit.tune.scores import Found
+from edgevit.tune.scores import SearchResult
 from edgevit.tune.supervised import supervision
 
 Search = GateSearch | RowSearch
@@ -47,7 +47,7 @@ def run_search(
     search: Search,
     checkpoint: CheckpointFile | None = None,
     progress: Progress = silent,
-) -> Found:
+) -> SearchResult:
     """Learn scores for a model on labelled images; `model` stays as it is.
 
     Raises:
