@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from edgevit.errors import PlanError
 from edgevit.images import Images
@@ -32,11 +28,11 @@ from edgevit.prune.decisions import decisions
 from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_sensitivity
 from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
 from edgevit.slim.act import require_closed_form
+from edgevit.slim.stream import tensor_batches
 from edgevit.store import JSON, canonical_json
 
 _FILE = "sensitivity.json"
 _KL_FILE = "kl.json"
-_BATCH = 32
 _ROOMS = ("prune/sensitivity", "prune/curves", "slim", "models", "preprocess")
 
 
@@ -193,7 +189,9 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
     def make(folder: Path) -> None:
         belongs_to = hashlib.sha256(canonical_json(key).encode()).hexdigest()
         kept = BlockFile(stages.store.work_path("sensitivity", key) / _FILE, belongs_to)
-        found = measure_sensitivity(dense.loaded.model, _batches(images), CutShares(), kept, stages.progress)
+        found = measure_sensitivity(
+            dense.loaded.model, lambda: tensor_batches(images), CutShares(), kept, stages.progress
+        )
         (folder / _FILE).write_text(sensitivity_text(found), encoding="utf-8")
 
     folder = stages.run("sensitivity", key, make, shared=True)
@@ -211,12 +209,8 @@ def _measured_kl(stages: Stages, dense: Saved, slim: Saved, images: Images) -> f
     }
 
     def make(folder: Path) -> None:
-        found = joint_kl(dense.loaded.model, slim.loaded.model, _batches(images)())
+        found = joint_kl(dense.loaded.model, slim.loaded.model, tensor_batches(images))
         (folder / _KL_FILE).write_text(json.dumps({"kl": found}) + "\n", encoding="utf-8")
 
     folder = stages.run("judge", key, make)
     return float(json.loads((folder / _KL_FILE).read_text(encoding="utf-8"))["kl"])
-
-
-def _batches(images: Images) -> Callable[[], Iterator[Tensor]]:
-    return lambda: (torch.from_numpy(batch) for batch in images.batches(_BATCH))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
-import torch
 from torch import Tensor
 
 from edgevit.errors import PlanError
@@ -28,8 +27,8 @@ from edgevit.prune.effiselect import effiselect
 from edgevit.prune.intra_head import intra_head
 from edgevit.prune.patch_similarity import patch_similarity
 from edgevit.prune.token_channels import token_channels
+from edgevit.slim.stream import tensor_batches
 
-_BATCH = 32
 _NOTHING: Mapping[int, Scores] = {}
 
 
@@ -106,5 +105,5 @@ def _scores(evidence: _Evidence, options: Method) -> Scores:
 
 
 def _batches(images: Images | None) -> Iterator[Tensor]:
-    for batch in () if images is None else images.batches(_BATCH):
-        yield torch.from_numpy(batch)
+    """Yield the images of a method that may do without, float32 [B, C, H, W]; none where there are none."""
+    return iter(()) if images is None else tensor_batches(images)

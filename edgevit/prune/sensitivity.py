@@ -32,7 +32,7 @@ from edgevit.slim.closed_form import left_of, order_neurons
 from edgevit.slim.fit_attention import attention_errors, fit_attention
 from edgevit.slim.fit_mlp import observe_mlp, write_mlp
 from edgevit.slim.site import ClosedForm, Site
-from edgevit.slim.stream import BATCH, Streams, open_streams
+from edgevit.slim.stream import BATCH, Streams, equal_streams, open_streams
 from edgevit.slim.token_weights import BlockWeights
 from edgevit.slim.write import cut_block
 
@@ -148,9 +148,8 @@ class _Place:
 
     def site(self, dims: BlockDims) -> Site:
         """Return the block about to be cut to `dims`, on streams of its own."""
-        home = torch.arange(self.before.shape[1]).repeat(len(self.before), 1)
         kept = {2 * self.index: self.middle, 2 * self.index + 1: self.after}
-        own = Streams(self.before.clone(), self.before.clone(), None, home, self.tail.streams.weights, kept)
+        own = equal_streams(self.before.clone(), self.tail.streams.weights, kept)
         weights = own.weights[self.index]
         return Site(self.index, self.full, cut_block(self.full, dims), own, weights, ClosedForm())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,7 @@ from edgevit.slim.channels import cut_channels
 from edgevit.slim.recover import slim_closed_form
 from edgevit.slim.select import MlpMeans, slim_by_selection
 from edgevit.slim.site import ClosedForm
-from edgevit.slim.stream import BATCH
+from edgevit.slim.stream import tensor_batches
 
 _ROWS_PER_DIM = 2  # rows (images times tokens) that a covariance needs for each of its dims
 
@@ -76,7 +76,7 @@ def slim_model(
             _refuse_refit(dense)
             given = _require(images, 'slim.recover = "closed-form"')
             _check_enough(dense, plan, given)
-            return slim_closed_form(dense, plan, lambda: _batches(given), options.closed_form, progress)
+            return slim_closed_form(dense, plan, lambda: tensor_batches(given), options.closed_form, progress)
 
 
 def _select(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | None) -> SlimViT:
@@ -88,11 +88,6 @@ def _require(images: Images | None, by: str) -> Images:
     if images is None:
         raise PlanError(f"{by} needs [calibration] images. Add them, or leave that out.")
     return images
-
-
-def _batches(images: Images) -> Iterator[Tensor]:
-    for batch in images.batches(BATCH):
-        yield torch.from_numpy(batch)
 
 
 def _mlp_means(dense: SlimViT, plan: Plan, images: Images, progress: Progress) -> list[MlpMeans]:
@@ -111,7 +106,7 @@ def _mlp_means(dense: SlimViT, plan: Plan, images: Images, progress: Progress) -
     def report(seen: int) -> None:
         progress("averaging neurons", seen, len(images))
 
-    means = mean_of_mlps(dense, _batches(images), over_tokens, report)
+    means = mean_of_mlps(dense, tensor_batches(images), over_tokens, report)
     widths = [(block.mlp.fc1.out_features, block.mlp.fc1.in_features) for block in dense.blocks]
     return [MlpMeans(*mean.split(width)) for mean, width in zip(means, widths, strict=True)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgevit.images import Images
 from edgevit.models.downsample import Downsample
 from edgevit.models.layers import SlimViT
 from edgevit.models.reduction import Reduction, TokenMatch, reduce_tokens
@@ -123,6 +124,21 @@ class Streams:
         self.drifted = True
 
 
+def tensor_batches(images: Images) -> Iterator[Tensor]:
+    """Yield all images in order, float32 [b, C, H, W], as many at once as streams are worked on.
+
+    Raises:
+        ImagesError: an image cannot be read; it is named.
+    """
+    for batch in images.batches(BATCH):
+        yield torch.from_numpy(batch)
+
+
+def equal_streams(stream: Tensor, weights: list[BlockWeights], kept: Mapping[int, Tensor] | None) -> Streams:
+    """Return both streams where they are still equal, [n, N, D], and no token was merged or dropped."""
+    return Streams(stream, stream.clone(), None, _everyone_at_home(*stream.shape[:2]), weights, kept)
+
+
 def open_streams(
     model: SlimViT, batches: Callable[[], Iterator[Tensor]], progress: Progress, *, weighted: bool
 ) -> Streams:
@@ -136,15 +152,13 @@ def open_streams(
     """
     with torch.no_grad():
         stream = torch.cat([model.embed(images) for images in batches()])
-    n, tokens, _ = stream.shape
     if weighted:
-        found = token_weights(model, n, batches(), progress)
+        found = token_weights(model, len(stream), batches(), progress)
     else:
-        equal = [_equal_weights(block.attn.heads, n, block.dims.tokens_in) for block in model.blocks]
-        found = Weighed(equal, None)
-    home = _everyone_at_home(n, tokens)
+        shapes = [(block.attn.heads, len(stream), block.dims.tokens_in) for block in model.blocks]
+        found = Weighed([_equal_weights(*shape) for shape in shapes], None)
     kept = None if found.streams is None else dict(enumerate(found.streams))
-    return Streams(stream, stream.clone(), None, home, found.weights, kept)
+    return equal_streams(stream, found.weights, kept)
 
 
 def _everyone_at_home(images: int, tokens: int) -> Tensor:
