@@ -12,7 +12,7 @@ from toy_vits import ARCH, FORMS, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import PlanError
 from edgevit.models.arch import Arch
-from edgevit.models.head_norms import head_norms
+from edgevit.models.group_scores import head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.plan import BlockPlan, Counts, Kept, PerImage, Plan
 from edgevit.slim.select import slim_by_selection

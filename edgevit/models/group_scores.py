@@ -1,7 +1,8 @@
-"""What the dims inside heads and the hidden neurons are worth by their weights alone.
+"""What heads, the dims inside them, hidden neurons and inputs of MLPs are worth by their weights alone.
 
-Each is a product of the norms of everything that goes with it: 0 as soon as one of them is 0.
-Shapes: H heads, K/V dims per head, F hidden neurons.
+Heads, dims and neurons are worth a product of the norms of everything that goes with them: 0 as soon as one
+of these is 0.
+Shapes: H heads, K/V dims per head, F hidden neurons, D channels that an MLP reads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT
 
 Scores = Mapping[str, Tensor]
 """What each part that may go is worth, by name, such as "blocks.0.heads": by weights alone, or learnt."""
+
+
+def head_norms(attention: SlimAttention) -> Tensor:
+    """Return for each head the norm of its values' rows times that of its projection's columns, [H]."""
+    values = attention.v.weight.unflatten(0, (attention.heads, -1)).square().sum(dim=(1, 2))
+    columns = attention.proj.weight.T.unflatten(0, (attention.heads, -1))  # [H, V, C]
+    norms: Tensor = (values * columns.square().sum(dim=(1, 2))).sqrt()
+    return norms
 
 
 def qk_norms(attention: SlimAttention) -> Tensor:
@@ -49,6 +58,13 @@ def neuron_norms(mlp: SlimMlp) -> Tensor:
     )
     constant = (read == 0) & (mlp.gate.weight.norm(dim=1) == 0)
     norms: Tensor = (rows * gates * columns).masked_fill(constant, 0.0)
+    return norms
+
+
+def input_norms(mlp: SlimMlp) -> Tensor:
+    """Return for each channel that an MLP reads the norm of the columns that read it, float64 [D]."""
+    readers = [layer.weight.double() for layer in (mlp.fc1, mlp.gate) if layer is not None]
+    norms: Tensor = torch.cat(readers).norm(dim=0)
     return norms
 
 

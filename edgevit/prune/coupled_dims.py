@@ -15,7 +15,7 @@ from torch import Tensor
 from edgevit.errors import PlanError
 from edgevit.methods import CoupledDims, Coupling, Score
 from edgevit.models.anatomy import read_anatomy
-from edgevit.models.head_norms import head_norms
+from edgevit.models.group_scores import head_norms
 from edgevit.models.layers import SlimAttention, SlimViT
 from edgevit.models.rotary import best_pairs
 from edgevit.plan import BlockPlan, Indices, Plan

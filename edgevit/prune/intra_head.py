@@ -21,8 +21,7 @@ from edgevit.errors import PlanError
 from edgevit.methods import IntraHead
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
-from edgevit.models.group_scores import Scores
-from edgevit.models.head_norms import head_norms
+from edgevit.models.group_scores import Scores, head_norms
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import read_relations
 from edgevit.models.rotary import best_pairs, pair_scores

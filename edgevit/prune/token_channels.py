@@ -14,6 +14,7 @@ from torch import Tensor
 from edgevit.errors import PlanError
 from edgevit.methods import TokenChannels
 from edgevit.models.anatomy import read_anatomy
+from edgevit.models.group_scores import input_norms
 from edgevit.models.layers import SlimMlp, SlimViT
 from edgevit.models.neuron_choice import mean_magnitudes
 from edgevit.models.observe import LiveMlp, SeenImages, mean_of_mlps
@@ -117,8 +118,7 @@ def _cut(
     neurons, channels = means.split([mlp.fc1.out_features, mlp.fc1.in_features])
     if score == "contribution":
         neurons = neurons * mlp.fc2.weight.double().norm(dim=0)
-        readers = [layer.weight.double().square().sum(dim=0) for layer in (mlp.fc1, mlp.gate) if layer]
-        channels = channels * torch.stack(readers).sum(dim=0).sqrt()
+        channels = channels * input_norms(mlp)
     kept = block.kept
     if counts[0] < len(neurons):
         kept = dataclasses.replace(kept, hidden=tuple(highest(neurons, counts[0]).tolist()))

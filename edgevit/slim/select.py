@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevit.models.anatomy import slim_arch
-from edgevit.models.group_scores import neuron_norms, qk_norms, vo_norms
-from edgevit.models.head_norms import head_norms
+from edgevit.models.group_scores import head_norms, input_norms, neuron_norms, qk_norms, vo_norms
 from edgevit.models.layers import SlimAttention, SlimMlp, SlimViT, activate
 from edgevit.models.rotary import best_pairs
 from edgevit.plan import BlockPlan, Plan
@@ -131,8 +130,7 @@ def _cut_mlp(full: SlimMlp, cut: SlimMlp, block: BlockPlan, means: MlpMeans | No
 
 def _cut_inputs(full: SlimMlp, cut: SlimMlp, block: BlockPlan) -> Tensor:
     """Return which of the channels that the full MLP reads stay, int64 [D'], rising."""
-    squares = [source.weight.square().sum(dim=0) for source, _ in readers(full, cut)]
-    return _index(block.kept.inputs, torch.stack(squares).sum(dim=0), cut.fc1.in_features)
+    return _index(block.kept.inputs, input_norms(full), cut.fc1.in_features)
 
 
 def _mean_lost(layer: nn.Linear, kept: Tensor, mean: Tensor) -> Tensor:
