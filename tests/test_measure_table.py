@@ -20,7 +20,7 @@ from edgevit.measure.table import (
     make_table,
     part_terms,
 )
-from edgevit.models.anatomy import read_anatomy, slim_arch
+from edgevit.models.anatomy import BlockCounts, read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import Counts, plan_from_counts
 
@@ -161,7 +161,7 @@ def test_latency_cost_adds_up_to_the_table_of_the_slim_model(dead: bool) -> None
     arch = _slim(counts, dead=dead)
     cost = LatencyCost(TABLE, ARCH, dead_tokens=dead)
     blocks = [
-        cost.block(i, b.tokens_in, b.tokens_out, b.qk_dim, b.vo_dim, b.heads, b.hidden)
+        cost.block(i, BlockCounts(b.tokens_in, b.tokens_out, b.heads, b.qk_dim, b.vo_dim, b.hidden))
         for i, b in enumerate(arch.blocks)
     ]
     assert tuple(blocks) == pytest.approx(TABLE.blocks_ms(arch))

@@ -15,7 +15,7 @@ from toy_vits import ARCH, toy_arch
 
 from edgevit.cost import model_cost
 from edgevit.errors import PlanError
-from edgevit.models.anatomy import read_anatomy, slim_arch
+from edgevit.models.anatomy import BlockCounts, read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import Kind
 from edgevit.prune.allocate import Allocation, ArchCosts, Choices, allocate, choices_of
@@ -100,7 +100,7 @@ def columns_of(sensitivity: Sensitivity, choices: Choices, costs: ArchCosts) -> 
                     merged + kl(index, "qk_dim", qk) + kl(index, "vo_dim", vo) + kl(index, "hidden", hidden)
                 )
                 out = 1 if index == last else after
-                cost = costs.block(index, before, out, qk, vo, block.heads[0], hidden)
+                cost = costs.block(index, BlockCounts(before, out, block.heads[0], qk, vo, hidden))
                 yield Column(index, first, second, loss, cost)
 
 

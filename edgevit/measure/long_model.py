@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edgevit.errors import UnsupportedModelError
-from edgevit.models.anatomy import read_anatomy, slim_arch
+from edgevit.models.anatomy import read_anatomy, slim_arch, with_counts
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.plan import Anatomy, Counts, Kind, fewest_merged, plan_from_counts
 
@@ -115,11 +115,11 @@ def _narrow(
     for kind in _WIDTHS:
         for share in shares.widths if kind not in refused else ():
             count = _count(int(getattr(full, kind)), share, _STEPS[kind])
-            yield f"{kind} {count}", _with(full, {kind: count})
+            yield f"{kind} {count}", with_counts(full, {kind: count})
     halves = _narrower(full, refused, 0.5)
-    yield "half of heads", _with(full, {"heads": halves["heads"]})
-    yield "half of dims", _with(full, {k: halves[k] for k in ("qk_dim", "vo_dim") if k in halves})
-    yield "half of all", _with(full, halves)
+    yield "half of heads", with_counts(full, {"heads": halves["heads"]})
+    yield "half of dims", with_counts(full, {k: halves[k] for k in ("qk_dim", "vo_dim") if k in halves})
+    yield "half of all", with_counts(full, halves)
 
 
 def _narrower(full: BlockDims, refused: Mapping[Kind, str], share: float) -> dict[Kind, int]:
@@ -139,9 +139,11 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], shares: Ti
     for share in shares.levels:
         row.merge(f"merge to {share:.0%}", full, share, dense)
         row.add(f"full at {share:.0%}", full)
-        row.add(f"half of dims at {share:.0%}", _with(full, {k: v for k, v in halves.items() if "dim" in k}))
-        row.add(f"half of heads at {share:.0%}", _with(full, {"heads": halves["heads"]}))
-        row.add(f"half of hidden at {share:.0%}", _with(full, {"hidden": halves["hidden"]}))
+        row.add(
+            f"half of dims at {share:.0%}", with_counts(full, {k: v for k, v in halves.items() if "dim" in k})
+        )
+        row.add(f"half of heads at {share:.0%}", with_counts(full, {"heads": halves["heads"]}))
+        row.add(f"half of hidden at {share:.0%}", with_counts(full, {"hidden": halves["hidden"]}))
 
 
 def make_whole_models(arch: Arch, shares: TimedShares = TIMED_SHARES) -> dict[str, Arch]:
@@ -180,16 +182,6 @@ def _falling(anatomy: Anatomy, counts: dict[int, int]) -> list[int]:
         left = max(fewest_merged(left, anatomy.prefix), min(left, counts.get(index, left)))
         found.append(left)
     return found
-
-
-def _with(full: BlockDims, counts: dict[Kind, int]) -> BlockDims:
-    return dataclasses.replace(
-        full,
-        heads=counts.get("heads", full.heads),
-        qk_dim=counts.get("qk_dim", full.qk_dim),
-        vo_dim=counts.get("vo_dim", full.vo_dim),
-        hidden=counts.get("hidden", full.hidden),
-    )
 
 
 def _count(most: int, share: float, step: int) -> int:

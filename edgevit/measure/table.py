@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from edgevit.errors import MeasurementError
+from edgevit.models.anatomy import BlockCounts, block_with
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.target import Precision
 
@@ -320,23 +321,10 @@ class LatencyCost:
     """Of the dense model."""
     dead_tokens: bool
 
-    def block(  # noqa: PLR0913  (the dims of a block, as CostModel has them)
-        self, index: int, tokens_in: int, tokens_out: int, qk: int, vo: int, heads: int, hidden: int
-    ) -> float:
-        """Return the time of one block; see `CostModel.block`."""
-        full = self.arch.blocks[index]
-        dead = self.dead_tokens and index == len(self.arch.blocks) - 1
-        dims = dataclasses.replace(
-            full,
-            heads=heads,
-            qk_dim=qk,
-            vo_dim=vo,
-            hidden=hidden,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            queries=tokens_out if dead else tokens_in,
-        )
-        sized = tokens_in < full.tokens_in or _is_sized(self.arch, index)
+    def block(self, index: int, counts: BlockCounts) -> float:
+        """Return the time of one block."""
+        dims = block_with(self.arch, index, counts, dead_tokens=self.dead_tokens)
+        sized = counts.tokens_in < self.arch.blocks[index].tokens_in or _is_sized(self.arch, index)
         return self.table.block_ms(self.arch, dims, sized=sized)
 
     def rest(self) -> float:

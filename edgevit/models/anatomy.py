@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from edgevit.models.arch import Arch, BlockDims
 from edgevit.models.narrow import narrow_arch
@@ -66,3 +68,51 @@ def slim_arch(arch: Arch, plan: Plan) -> Arch:
     choice = arch.choice if plan.input is None else plan.input.choice
     slim = dataclasses.replace(arch, blocks=tuple(blocks), choice=choice)
     return slim if plan.channels is None else narrow_arch(slim, [len(kept) for kept in plan.channels])
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """Everything that a block may keep less of."""
+
+    tokens_in: int
+    tokens_out: int
+    """Fewer than enter where pairs are merged behind the attention. In the last block of a plan that drops
+    dead tokens: the tokens that the head reads, the only ones for which it has queries and an MLP."""
+    heads: int
+    qk_dim: int
+    vo_dim: int
+    hidden: int
+
+
+def block_with(arch: Arch, index: int, counts: BlockCounts, *, dead_tokens: bool) -> BlockDims:
+    """Return the dims of a block of a dense model that keeps `counts`.
+
+    Args:
+        arch: of the dense model.
+        index: which block.
+        counts: what it keeps.
+        dead_tokens: whether the plan drops tokens that nothing reads.
+    """
+    dead = dead_tokens and index == len(arch.blocks) - 1
+    return dataclasses.replace(
+        arch.blocks[index],
+        heads=counts.heads,
+        qk_dim=counts.qk_dim,
+        vo_dim=counts.vo_dim,
+        hidden=counts.hidden,
+        tokens_in=counts.tokens_in,
+        tokens_out=counts.tokens_out,
+        queries=counts.tokens_out if dead else counts.tokens_in,
+    )
+
+
+def with_counts(dims: BlockDims, counts: Mapping[Kind, int]) -> BlockDims:
+    """Return a block's dims with some counts in place of its own; those of tokens are the ones that leave."""
+    return dataclasses.replace(
+        dims,
+        heads=counts.get("heads", dims.heads),
+        qk_dim=counts.get("qk_dim", dims.qk_dim),
+        vo_dim=counts.get("vo_dim", dims.vo_dim),
+        hidden=counts.get("hidden", dims.hidden),
+        tokens_out=counts.get("tokens", dims.tokens_out),
+    )

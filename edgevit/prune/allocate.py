@@ -20,6 +20,7 @@ import numpy as np
 from edgevit.budget import Unit
 from edgevit.cost import Cost, block_cost, model_cost
 from edgevit.errors import PlanError
+from edgevit.models.anatomy import BlockCounts, block_with
 from edgevit.models.arch import Arch
 from edgevit.plan import Anatomy, Kind, Plan, fewest_merged, keep_all
 from edgevit.prune.curves import Curve, Sensitivity
@@ -46,22 +47,8 @@ class CostModel(Protocol):
     Within a block, what attention (heads, QK, VO) and MLP (hidden neurons) save is taken to add up.
     """
 
-    def block(  # noqa: PLR0913  (the dims of a block: a table is asked for one combination at a time)
-        self, index: int, tokens_in: int, tokens_out: int, qk: int, vo: int, heads: int, hidden: int
-    ) -> float:
-        """Return the cost of one block.
-
-        Args:
-            index: which block.
-            tokens_in: tokens that enter it.
-            tokens_out: tokens that leave it; fewer where pairs are merged behind its attention. In the last
-                block of a plan that drops dead tokens: the tokens that the head reads, the only ones for
-                which it has queries and an MLP.
-            qk: QK dims of each head.
-            vo: VO dims of each head.
-            heads: attention heads.
-            hidden: hidden neurons.
-        """
+    def block(self, index: int, counts: BlockCounts) -> float:
+        """Return the cost of block `index` that keeps `counts`."""
         ...
 
     def rest(self) -> float:
@@ -82,21 +69,9 @@ class ArchCosts:
     unit: Unit
     dead_tokens: bool
 
-    def block(  # noqa: PLR0913  (see CostModel)
-        self, index: int, tokens_in: int, tokens_out: int, qk: int, vo: int, heads: int, hidden: int
-    ) -> float:
-        """Count one block, as `CostModel.block`."""
-        dead = self.dead_tokens and index == len(self.arch.blocks) - 1
-        dims = dataclasses.replace(
-            self.arch.blocks[index],
-            heads=heads,
-            qk_dim=qk,
-            vo_dim=vo,
-            hidden=hidden,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            queries=tokens_out if dead else tokens_in,
-        )
+    def block(self, index: int, counts: BlockCounts) -> float:
+        """Count one block."""
+        dims = block_with(self.arch, index, counts, dead_tokens=self.dead_tokens)
         return self._of(block_cost(self.arch, dims))
 
     def rest(self) -> float:
@@ -233,13 +208,13 @@ def _bracket(problem: _Problem, limit: float) -> tuple[float, float]:
 def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostModel) -> Edges:
     """Ask sensitivities and costs for everything that block `index` may be."""
     own = choices.blocks[index]
-    full = own.qk_dim[0], own.vo_dim[0], own.heads[0], own.hidden[0]
+    full = own.heads[0], own.qk_dim[0], own.vo_dim[0], own.hidden[0]
     attention = tuple(itertools.product(own.heads, own.qk_dim, own.vo_dim))
     kl = {kind: _kls(sensitivity.curve(index, kind), getattr(own, kind)) for kind in _WIDTHS}
     entering, leaving = tokens_around(choices, index)
 
-    def cost(level: int, qk: int, vo: int, heads: int, hidden: int) -> float:
-        return costs.block(index, entering[level], leaving[level], qk, vo, heads, hidden)
+    def cost(level: int, *widths: int) -> float:
+        return costs.block(index, BlockCounts(entering[level], leaving[level], *widths))
 
     levels = range(len(entering))
     whole = [cost(level, *full) for level in levels]
@@ -247,7 +222,7 @@ def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostMo
     merge_kl = np.full_like(base, math.inf)
     curve = sensitivity.curve(index, "tokens")
     for first, last in _ways(choices, index):
-        base[first, last] = costs.block(index, entering[first], leaving[last], *full)
+        base[first, last] = costs.block(index, BlockCounts(entering[first], leaving[last], *full))
         merge_kl[first, last] = _merge_kl(curve, entering[first], entering[last])
     return Edges(
         attention=attention,
@@ -257,7 +232,7 @@ def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostMo
         ),
         hidden_kl=np.array([kl["hidden"][count] for count in own.hidden]),
         attention_cost=np.array(
-            [[cost(level, qk, vo, h, full[3]) - whole[level] for h, qk, vo in attention] for level in levels]
+            [[cost(level, *widths, full[3]) - whole[level] for widths in attention] for level in levels]
         ),
         hidden_cost=np.array(
             [[cost(level, *full[:3], count) - whole[level] for count in own.hidden] for level in levels]
@@ -319,10 +294,9 @@ class _Problem:
         """Return what one block costs, asked as it is."""
         if (found := self.known.get((index, pick))) is not None:
             return found
-        heads, qk, vo = self.paths.edges[index].attention[pick.attention]
-        entering, leaving = tokens_around(self.choices, index)
-        around = entering[pick.entering], leaving[pick.leaving]
-        cost = self.costs.block(index, *around, qk, vo, heads, self.paths.edges[index].hidden[pick.hidden])
+        edge, (entering, leaving) = self.paths.edges[index], tokens_around(self.choices, index)
+        widths = *edge.attention[pick.attention], edge.hidden[pick.hidden]
+        cost = self.costs.block(index, BlockCounts(entering[pick.entering], leaving[pick.leaving], *widths))
         return self.known.setdefault((index, pick), cost)
 
     def cost(self, path: Path) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgevit.disk import atomic_write
-from edgevit.models.anatomy import read_anatomy
+from edgevit.models.anatomy import read_anatomy, with_counts
 from edgevit.models.arch import BlockDims
 from edgevit.models.layers import SlimBlock, SlimViT
 from edgevit.plan import Anatomy, Kind
@@ -265,7 +265,7 @@ def _measure_attention(
     """Run cuts of the attention's heads or dims, or of the tokens behind it."""
     dims, found = place.full.dims, []
     for ran, count in enumerate(counts):
-        site = place.site(_with(dims, kind, count))
+        site = place.site(with_counts(dims, {kind: count}))
         reductions = fit_attention(site)
         if reductions:
             site.streams.reduce(reductions)
@@ -273,20 +273,6 @@ def _measure_attention(
         report(ran + 1)
     most = dims.tokens_in if kind == "tokens" else int(getattr(dims, kind))
     return Curve(kind, most, tuple(counts), tuple(found), errors)
-
-
-def _with(dims: BlockDims, kind: Kind, count: int) -> BlockDims:
-    match kind:
-        case "heads":
-            return dataclasses.replace(dims, heads=count)
-        case "qk_dim":
-            return dataclasses.replace(dims, qk_dim=count)
-        case "vo_dim":
-            return dataclasses.replace(dims, vo_dim=count)
-        case "hidden":
-            return dataclasses.replace(dims, hidden=count)
-        case "tokens":
-            return dataclasses.replace(dims, tokens_out=count)
 
 
 def _measure_hidden(place: _Place, counts: Sequence[int], report: Callable[[int], None]) -> Curve:
@@ -298,7 +284,7 @@ def _measure_hidden(place: _Place, counts: Sequence[int], report: Callable[[int]
     gone = order_neurons(full.mlp.fc2.weight.double(), covariance, min(counts))
     found = []
     for ran, count in enumerate(counts):
-        site = place.behind_attention(_with(full.dims, "hidden", count))
+        site = place.behind_attention(with_counts(full.dims, {"hidden": count}))
         write_mlp(site, seen, left_of(gone.order[: most - count], most))
         found.append(place.tail.kl_behind(site, site.cut.mlp))
         report(ran + 1)
