@@ -37,6 +37,25 @@ class Rules(Strict):
     """Tokens that leave a block are a multiple of this, >= 1."""
 
 
+class FusedAttention(Strict):
+    """Attention that the runtime computes as one kernel; of other dims it takes several."""
+
+    precisions: tuple[Precision, ...] = Field(min_length=1)
+    """Precisions in which it does."""
+    dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """Query/key and value/output dims of a head that the kernel takes, each >= 1."""
+    equal_dims: bool = False
+    """Whether query/key and value/output dims have to be equal."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Most tokens that the kernel takes, >= 1; 0: any number."""
+
+    def takes(self, qk_dim: int, vo_dim: int, tokens: int) -> bool:
+        """Say whether an attention of these dims of a head, on so many tokens, is one kernel."""
+        if self.max_tokens and tokens > self.max_tokens:
+            return False
+        return {qk_dim, vo_dim} <= set(self.dims) and (qk_dim == vo_dim or not self.equal_dims)
+
+
 class Timing(Strict):
     """How dense and slim are timed against each other on the device."""
 
@@ -127,6 +146,8 @@ class Target(Strict):
     prefers: Rules = Rules()
     """Multiples that its kernels compute whole, so that counts between take no less time: budgets keep to
     them beside `rules`, while a plan by hand or by methods need not."""
+    fused_attention: tuple[FusedAttention, ...] = ()
+    """Attention that the runtime computes as one kernel: budgets keep to its dims, other plans are told."""
     timing: Timing = Timing()
     """How dense and slim are timed against each other."""
 

@@ -97,6 +97,31 @@ def test_multiples_that_a_target_prefers_are_kept_and_named(built: tuple[Report,
     assert told not in " ".join(phrases.budget(free))
 
 
+FUSED = '[[fused_attention]]\nprecisions = ["fp32"]\ndims = [8, 16, 24, 32]\nequal_dims = true\n'
+
+
+def test_budget_keeps_to_attention_that_a_target_computes_as_one_kernel(built: tuple[Report, Path]) -> None:
+    _, folder = built
+    recipe = write_toy(folder, plan="[budget]\nparams = 0.7\n")
+    with (folder / "short.toml").open("a") as file:
+        file.write(FUSED)
+    report = run(recipe, folder / "out")
+    assert report.budget is not None
+    assert all(block.qk_dim == block.vo_dim for block in report.plan.blocks)
+    assert "one kernel for heads of 8, 16, 24, 32 dims, query/key and value alike" in " ".join(
+        report.budget.decisions
+    )
+    assert not any("one kernel" in warning for warning in report.warnings)
+
+
+def test_plan_by_hand_that_splits_an_attention_is_warned_of(tmp_path: Path) -> None:
+    recipe = write_toy(tmp_path, plan="[plan]\nqk_dim = 8\n")
+    with (tmp_path / "short.toml").open("a") as file:
+        file.write(FUSED)
+    report = run(recipe, tmp_path / "out")
+    assert any("one kernel" in warning and "query/key 8 and value" in warning for warning in report.warnings)
+
+
 SPEEDUP = "[budget]\nspeedup = 1.2\n"
 
 

@@ -18,7 +18,15 @@ from edgevit.errors import PlanError
 from edgevit.models.anatomy import BlockCounts, read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import Kind
-from edgevit.prune.allocate import Allocation, ArchCosts, Choices, allocate, choices_of
+from edgevit.prune.allocate import (
+    Allocation,
+    ArchCosts,
+    Choices,
+    FitsAttention,
+    allocate,
+    any_attention,
+    choices_of,
+)
 from edgevit.prune.curves import Curve, Sensitivity
 
 
@@ -211,6 +219,22 @@ def test_choices_keep_to_the_multiples_of_a_target() -> None:
     assert all(count % 64 == 0 for count in block.hidden)
     assert block.tokens[:3] == (197, 192, 184)
     assert block.vo_dim == (64, 56, 48, 40, 32, 24, 16)
+
+
+def test_attention_that_is_cut_keeps_to_what_a_target_computes_as_one_kernel() -> None:
+    arch = deep_arch(4)
+    limit = 0.35 * model_cost(arch).total.macs
+    costs = ArchCosts(arch, "macs", dead_tokens=True)
+
+    def pairs(fits: FitsAttention) -> set[tuple[int, int]]:
+        choices = choices_of(read_anatomy(arch), made_up(arch, 0), {}, dead_tokens=True, fits=fits)
+        found = allocate(made_up(arch, 0), choices, costs, limit)
+        return {(block.qk_dim, block.vo_dim) for block in found.plan.blocks}
+
+    assert any(qk != vo for qk, vo in pairs(any_attention))
+    kept = pairs(lambda qk, vo, _tokens: qk == vo and qk in {16, 32})
+    assert kept <= {(64, 64), (32, 32), (16, 16)}
+    assert kept != {(64, 64)}
 
 
 def test_choices_leave_whole_what_has_no_curve() -> None:

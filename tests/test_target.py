@@ -85,3 +85,26 @@ def test_load_target_bad_value_names_the_key(tmp_path: Path, line: str, message:
     (tmp_path / "board.toml").write_text(runtime + line)
     with pytest.raises(RecipeError, match=message):
         load_target("board.toml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dims", "tokens", "one_kernel"),
+    [((32, 32), 197, True), ((32, 16), 197, False), ((48, 48), 197, False), ((32, 32), 577, False)],
+)
+def test_fused_attention_takes_its_dims_alone(
+    tmp_path: Path, dims: tuple[int, int], tokens: int, *, one_kernel: bool
+) -> None:
+    rule = 'precisions = ["int8"]\ndims = [16, 32, 64]\nequal_dims = true\nmax_tokens = 512\n'
+    (tmp_path / "board.toml").write_text(f'runtime = "onnxruntime"\n[[fused_attention]]\n{rule}')
+    (found,) = load_target("board.toml", tmp_path).fused_attention
+    assert found.takes(*dims, tokens) is one_kernel
+
+
+def test_shipped_gpus_of_compute_capability_7_5_or_later_name_the_attention_they_fuse(tmp_path: Path) -> None:
+    for name in ("jetson-orin-nano", "jetson-agx-orin", "jetson-thor", "nvidia-gpu", "nvidia-rtx"):
+        half, *integer = load_target(name, tmp_path).fused_attention
+        assert half.precisions == ("fp16", "bf16")
+        assert half.dims == tuple(range(16, 257, 8))
+        assert [(rule.dims, rule.max_tokens) for rule in integer] == (
+            [] if "orin" in name else [((16, 32, 64), 512)]
+        )

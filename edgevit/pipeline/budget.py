@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edgevit.images import Images
 from edgevit.measure.table import LatencyTable
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
+from edgevit.pipeline.fused import Fusing, fusing_targets, kept_fused
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.latency import measure_blocks
@@ -22,7 +24,7 @@ from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import Measured
 from edgevit.plan import KINDS, Kind
-from edgevit.prune.allocate import Allocation, allocate, choices_of
+from edgevit.prune.allocate import Allocation, FitsAttention, allocate, any_attention, choices_of
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
 from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_sensitivity
@@ -46,7 +48,7 @@ class Budgeted:
     images: Images
     limit: Limit
     binding: str | None
-    """Says which multiples of the targets make it another plan than it would be; None: none does."""
+    """Says which rules of the targets make it another plan than it would be; None: none does."""
 
 
 def plan_within_budget(
@@ -56,7 +58,7 @@ def plan_within_budget(
 
     Args:
         stages: measures the sensitivities, unless they are known.
-        inputs: the recipe and its targets, whose multiples are kept.
+        inputs: the recipe and its targets, whose multiples and fused attention are kept.
         dense: the model.
         images: unlabelled images on which cuts are measured.
         limit: what the budget allows.
@@ -68,27 +70,30 @@ def plan_within_budget(
     arch = dense.loaded.model.arch
     require_closed_form(dense.loaded.model, images)
     sensitivity = _sensitivity(stages, dense, images)
-    multiples = _multiples(inputs)
+    multiples, fusing = _multiples(inputs), fusing_targets(inputs)
 
-    def solve(multiples: dict[Kind, int]) -> Allocation:
-        choices = choices_of(read_anatomy(arch), sensitivity, multiples, dead_tokens=limit.dead_tokens)
+    def solve(multiples: dict[Kind, int], fits: FitsAttention) -> Allocation:
+        anatomy, dead = read_anatomy(arch), limit.dead_tokens
+        choices = choices_of(anatomy, sensitivity, multiples, dead_tokens=dead, fits=fits)
         return allocate(sensitivity, choices, limit.costs, limit.most)
 
     try:
-        found = solve(multiples)
+        found = solve(multiples, kept_fused(fusing))
     except PlanError as error:
         whole = amount_text(limit.dense, limit.unit)
         raise PlanError(f"{limit.key}: {error}, of the dense model's {whole}.{_floor(limit)}") from error
-    free = found if set(multiples.values()) == {1} else solve({})
-    told = _binding(inputs, multiples, found.kl - free.kl) if free.kl < found.kl else None
+    ruled = set(multiples.values()) != {1} or fusing
+    free = solve({}, any_attention) if ruled else found
+    told = _binding(inputs, multiples, fusing, found.kl - free.kl) if free.kl < found.kl else None
     return Budgeted(found, arch, sensitivity, images, limit, told)
 
 
-def _binding(inputs: Inputs, multiples: dict[Kind, int], kl: float) -> str:
-    """Say which multiples a plan keeps to that would be another without them, and what that costs."""
+def _binding(inputs: Inputs, multiples: dict[Kind, int], fusing: Sequence[Fusing], kl: float) -> str:
+    """Say which rules a plan keeps to that would be another without them, and what that costs."""
     names = " and ".join(wanted.target.name for wanted in inputs.wanted)
     kept = ", ".join(f"{kind} {multiple}" for kind, multiple in multiples.items() if multiple > 1)
-    return f"Counts are multiples that {names} asks for or computes whole ({kept}): {kl:.2g} more of KL."
+    counts = [f"Counts are multiples that {names} asks for or computes whole ({kept})"] if kept else []
+    return f"{'; '.join([*counts, *(one.text() for one in fusing)])}: {kl:.2g} more of KL."
 
 
 def _floor(limit: Limit) -> str:

@@ -14,6 +14,7 @@ from edgevit.board import read_machine
 from edgevit.cost import model_cost
 from edgevit.images import Images
 from edgevit.models.arch import Arch, BlockDims
+from edgevit.pipeline.fused import fused_warnings, fusing_targets
 from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import Archs
 from edgevit.pipeline.sets import Sets, seen_share
@@ -154,7 +155,7 @@ def _warnings(inputs: Inputs, found: Found) -> list[str]:
             f"all {len(sets.calibration)} calibration images are of one class: what is fitted to them may"
             " not hold for others"
         )
-    return warnings
+    return [*warnings, *fused_warnings(fusing_targets(inputs), found.archs.dense, found.archs.slim)]
 
 
 def busy_warnings(results: Sequence[Result], cores: int) -> list[str]:

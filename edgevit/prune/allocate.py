@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,15 @@ class ArchCosts:
         return float(cost.macs if self.unit == "macs" else cost.params)
 
 
+FitsAttention = Callable[[int, int, int], bool]
+"""Whether an attention of these QK dims and VO dims of a head, on so many tokens, may be chosen."""
+
+
+def any_attention(qk_dim: int, vo_dim: int, tokens: int) -> bool:
+    """Let every attention be chosen."""
+    return True
+
+
 @dataclass(frozen=True)
 class BlockChoices:
     """Counts that one block may keep, each list falling from what the dense block has."""
@@ -106,6 +115,8 @@ class Choices:
     anatomy: Anatomy
     blocks: tuple[BlockChoices, ...]
     dead_tokens: bool
+    fits: FitsAttention = any_attention
+    """Which attentions that are cut may be chosen."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,12 @@ class Allocation:
 
 
 def choices_of(
-    anatomy: Anatomy, sensitivity: Sensitivity, multiples: dict[Kind, int], *, dead_tokens: bool
+    anatomy: Anatomy,
+    sensitivity: Sensitivity,
+    multiples: dict[Kind, int],
+    *,
+    dead_tokens: bool,
+    fits: FitsAttention = any_attention,
 ) -> Choices:
     """List the counts that an allocation may choose from.
 
@@ -133,6 +149,7 @@ def choices_of(
         sensitivity: kinds that it has no curve of stay whole.
         multiples: of what a count that is cut has to be a multiple, by kind; absent: of nothing.
         dead_tokens: whether the plan drops tokens that nothing reads.
+        fits: which attentions that are cut may be chosen; the dense model's always may.
     """
     blocks = []
     merges = all(
@@ -147,7 +164,7 @@ def choices_of(
         blocks.append(
             BlockChoices(found["heads"], found["qk_dim"], found["vo_dim"], found["hidden"], found["tokens"])
         )
-    return Choices(anatomy, tuple(blocks), dead_tokens)
+    return Choices(anatomy, tuple(blocks), dead_tokens, fits)
 
 
 def _counts(most: int, kind: Kind, multiple: int) -> tuple[int, ...]:
@@ -209,7 +226,7 @@ def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostMo
     """Ask sensitivities and costs for everything that block `index` may be."""
     own = choices.blocks[index]
     full = own.heads[0], own.qk_dim[0], own.vo_dim[0], own.hidden[0]
-    attention = tuple(itertools.product(own.heads, own.qk_dim, own.vo_dim))
+    attention = tuple(_attentions(choices, index))
     kl = {kind: _kls(sensitivity.curve(index, kind), getattr(own, kind)) for kind in _WIDTHS}
     entering, leaving = tokens_around(choices, index)
 
@@ -240,6 +257,14 @@ def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostMo
         tokens_kl=merge_kl,
         tokens_cost=base,
     )
+
+
+def _attentions(choices: Choices, index: int) -> Iterator[tuple[int, int, int]]:
+    """Yield what the attention of a block may keep: heads, QK and VO dims of each."""
+    own, tokens = choices.blocks[index], choices.anatomy.blocks[index].tokens
+    for heads, qk, vo in itertools.product(own.heads, own.qk_dim, own.vo_dim):
+        if (qk, vo) == (own.qk_dim[0], own.vo_dim[0]) or choices.fits(qk, vo, tokens):
+            yield heads, qk, vo
 
 
 _WIDTHS: tuple[Kind, ...] = ("heads", "qk_dim", "vo_dim", "hidden")
