@@ -90,7 +90,7 @@ def block_cost(arch: Arch, block: BlockDims) -> Cost:
     read = (2 if arch.gated else 1) * block.mlp_width * block.hidden
     mlp = block.tokens_out * (read + block.hidden_used * block.embed)
     patches = block.queries - arch.prefix
-    reduction = _reduction_macs(patches, block.merged, block.choice, (block.qk_dim, block.embed))
+    reduction = _reduction_macs(patches, block.merged, block.choice, (qk, block.embed))
     macs = projections + products + reduction + mlp
     return Cost(macs, _block_params(arch, block)) + _downsample_cost(block)
 

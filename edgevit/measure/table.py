@@ -87,7 +87,7 @@ def _merge_terms(arch: Arch, block: BlockDims) -> dict[str, float]:
     patches = block.queries - arch.prefix
     return {
         "merge": 1.0,
-        "matching": (patches**2 / 4) * (block.qk_dim + 1) / 1e6,
+        "matching": (patches**2 / 4) * (block.heads * block.qk_dim + 1) / 1e6,
         "pooling": (patches / 2) * block.merged * block.embed / 1e6,
         "gathering": patches * block.embed / 1e6,
     }

@@ -158,8 +158,12 @@ class SlimBlock(nn.Module):
         self.mlp = SlimMlp(dims, arch, scored=arch.read_tokens if last else None)
 
     def features(self, keys: Tensor) -> Tensor:
-        """Return what patches are compared by, [B, N - P, K], from this block's keys, [B, H, N, K]."""
-        return keys.mean(dim=1)[:, self.arch.prefix :]
+        """Return what patches are compared by, [B, N - P, H K], from this block's keys, [B, H, N, K].
+
+        Of all heads side by side: heads have bases of their own, so that a mean over heads loses what tells
+        patches apart (docs/methods.md).
+        """
+        return keys[:, :, self.arch.prefix :].transpose(1, 2).flatten(2)
 
     def reduction(self, keys: Tensor) -> Reduction:
         """Find what this block merges or drops, from its keys, [B, H, N, K]."""

@@ -82,7 +82,8 @@ def match_tokens(features: Tensor, prefix: int, merged: int, *, positioned: bool
             and rounding must not choose among them: fixed numbers of at most 0.002 are added.
 
     Reference: Bolya et al. 2023, arXiv:2210.09461, bipartite soft matching.
-    Differs: a constant number per block, and pooling by a one-hot product, the form every parser takes.
+    Differs: a constant number per block, keys of all heads compared in place of their mean, and pooling by a
+        one-hot product, the form every parser takes.
     """
     scores = pair_similarity(features)
     if not positioned:
