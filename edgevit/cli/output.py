@@ -29,6 +29,7 @@ def progress_bars(*, json: bool) -> Bars:
 
 def show_report(report: Report, folder: Path, *, json: bool) -> None:
     """Print a build's report: as tables with the place of its page, or as JSON."""
+    from edgevit.report.html import FILE_NAME
     from edgevit.report.model import to_json
     from edgevit.report.terminal import render
 
@@ -36,4 +37,4 @@ def show_report(report: Report, folder: Path, *, json: bool) -> None:
         typer.echo(to_json(report), nl=False)
         return
     render(report, Console())
-    typer.echo(f"\nReport: {folder / 'report.html'}")
+    typer.echo(f"\nReport: {folder / FILE_NAME}")

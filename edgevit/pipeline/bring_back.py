@@ -10,9 +10,9 @@ from edgevit.errors import OutputError
 from edgevit.gates import choose, require_gates
 from edgevit.integrate.manifest import MANIFEST_FILE, Manifest, manifest_text
 from edgevit.pipeline.board_results import BoardResults, judge_board, keep_report, read_board_report
+from edgevit.pipeline.publish import write_report
 from edgevit.recipe import Gates
-from edgevit.report.html import render_html
-from edgevit.report.model import FILE_NAME, KitFacts, Report, load_report, to_json, unmeasured
+from edgevit.report.model import KitFacts, Report, load_report, unmeasured
 from edgevit.store import Store
 
 
@@ -42,8 +42,7 @@ def bring_back(folder: Path, file: Path) -> Report:
             keep_report(folder, file, board.kit_sha256)
         manifest = _read_manifest(folder / MANIFEST_FILE)
         store.public.withdraw(MANIFEST_FILE)
-        store.public.write(FILE_NAME, to_json(changed))
-        store.public.write("report.html", render_html([changed]))
+        write_report(store, changed)
         require_gates(changed.results, Gates(**kit.gates))
         if manifest is not None:
             waiting = unmeasured(changed.kits, changed.results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.pipeline.fused import Fusing, fusing_targets, kept_fused
 from edgevit.pipeline.inputs import Inputs
-from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions, value_sha256
 from edgevit.pipeline.latency import measure_blocks
 from edgevit.pipeline.limit import Limit, amount_text
 from edgevit.pipeline.models import Saved
@@ -31,7 +30,7 @@ from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_se
 from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
 from edgevit.slim.act import require_closed_form
 from edgevit.slim.stream import tensor_batches
-from edgevit.store import JSON, canonical_json
+from edgevit.store import JSON
 
 _FILE = "sensitivity.json"
 _KL_FILE = "kl.json"
@@ -192,7 +191,7 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
     }
 
     def make(folder: Path) -> None:
-        belongs_to = hashlib.sha256(canonical_json(key).encode()).hexdigest()
+        belongs_to = value_sha256(key)
         kept = BlockFile(stages.store.work_path("sensitivity", key) / _FILE, belongs_to)
         found = measure_sensitivity(
             dense.loaded.model, lambda: tensor_batches(images), CutShares(), kept, stages.progress

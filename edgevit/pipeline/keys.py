@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgevit.disk import sha256_file
 from edgevit.images import Images
-from edgevit.store import JSON
+from edgevit.store import JSON, canonical_json
 from edgevit.version import __version__
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -25,6 +25,11 @@ def code_sha256(*rooms: str) -> str:
         files = sorted(folder.rglob("*.py")) if folder.is_dir() else [_PACKAGE / f"{room}.py"]
         lines += [f"{sha256_file(path)}  {path.relative_to(_PACKAGE).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def value_sha256(value: JSON) -> str:
+    """Hash what an output depends on: equal values have equal hashes, whatever their order."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,10 +33,10 @@ from edgevit.models.arch import Arch, arch_to_json
 from edgevit.models.layers import SlimViT
 from edgevit.pipeline.artefacts import Device
 from edgevit.pipeline.graphs import Form, Graph
-from edgevit.pipeline.keys import code_sha256, library_versions
+from edgevit.pipeline.keys import code_sha256, library_versions, value_sha256
 from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
-from edgevit.store import JSON, canonical_json
+from edgevit.store import JSON
 from edgevit.target import Precision, Target
 from edgevit.version import __version__
 
@@ -203,7 +202,7 @@ class _Bench:
             "code of timing": code_sha256("backends", "board", "measure/parts"),
         }
         same = {name: value for name, value in key.items() if name not in _OF_VERSIONS}
-        what = hashlib.sha256(canonical_json(same).encode()).hexdigest()
+        what = value_sha256(same)
 
         def make(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as written:

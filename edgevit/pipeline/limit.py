@@ -9,13 +9,13 @@ from edgevit.budget import BudgetSection, Unit
 from edgevit.errors import BackendUnavailableError, PlanError, RecipeError
 from edgevit.measure.table import LatencyCost, LatencyTable
 from edgevit.pipeline.artefacts import Device
-from edgevit.pipeline.graphs import Form, make_probe
+from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.inputs import Inputs, Wanted
 from edgevit.pipeline.latency import measure_table
 from edgevit.pipeline.models import Saved
-from edgevit.pipeline.precision import GraphFiles
 from edgevit.pipeline.sets import Sets
 from edgevit.pipeline.stages import Stages
+from edgevit.pipeline.targets import open_graphs
 from edgevit.prune.allocate import ArchCosts, CostModel
 from edgevit.target import Precision
 
@@ -98,9 +98,7 @@ def _time(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets) -> TimedTabl
         )
     precision = _precision(wanted, budget)
     form = Form.of(inputs.recipe.recipe.export, target)
-    probe = make_probe(sets.evaluation or sets.calibration, dense.loaded.model.arch)
-    limits = inputs.recipe.recipe.int8_limits
-    files = GraphFiles(stages, {"dense": dense}, "", probe, sets.calibration, limits)
+    files = open_graphs(stages, inputs, {"dense": dense}, sets, None)
     graph = files.of(form, precision).by_side["dense"]
     device = target, precision
     return TimedTable(measure_table(stages, device, form, graph), device, form)

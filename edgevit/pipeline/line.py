@@ -16,15 +16,14 @@ from edgevit.pipeline.inputs import Inputs, read_inputs
 from edgevit.pipeline.keys import library_versions
 from edgevit.pipeline.make import decide, make_slim, open_start
 from edgevit.pipeline.models import Archs, Saved, keep_plan
-from edgevit.pipeline.publish import make_manifest, publish
+from edgevit.pipeline.publish import make_manifest, publish, write_report
 from edgevit.pipeline.report import Found, make_report
 from edgevit.pipeline.stages import Stages
-from edgevit.pipeline.targets import Measured, measure_targets
-from edgevit.pipeline.untuned import score_untuned
+from edgevit.pipeline.targets import Measured, measure_targets, open_graphs
+from edgevit.pipeline.untuned import SIDE, score_untuned
 from edgevit.progress import Progress, silent
 from edgevit.recipe import LoadedRecipe, naming_recipe
-from edgevit.report.html import render_html
-from edgevit.report.model import Report, to_json
+from edgevit.report.model import Report
 from edgevit.store import Store
 from edgevit.version import __version__
 
@@ -69,8 +68,7 @@ def build(
         report = make_report(inputs, found, measured, stages.facts)
         store.public.withdraw(MANIFEST_FILE)
         publish(store, made.plan_file, made.slim, measured)
-        store.public.write("report.json", to_json(report))
-        store.public.write("report.html", render_html([report]))
+        write_report(store, report)
         try:
             require_gates(report.results, inputs.gates)
             manifest = make_manifest(inputs, made.found.plan, measured, made.found.versions, store)
@@ -117,8 +115,9 @@ def _with_untuned(stages: Stages, inputs: Inputs, made: _Made, measured: Measure
         return found
     first = measured.candidates[0]
     form = Form.of(inputs.recipe.recipe.export, first.target)
-    judged_by = found.plan, found.sets
-    return replace(found, tune=score_untuned(stages, found.tune, made.untuned, (first, form), judged_by))
+    files = open_graphs(stages, inputs, {SIDE: made.untuned}, found.sets, found.plan)
+    tune = score_untuned(stages, found.tune, files, (first, form), found.sets.evaluation)
+    return replace(found, tune=tune)
 
 
 def _with_latency(stages: Stages, made: _Made, found: Found, measured: Measured) -> Found:

@@ -12,10 +12,10 @@ from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.models import PLAN_FILE, Saved
 from edgevit.pipeline.targets import Measured
 from edgevit.plan import Plan, plan_sha256
-from edgevit.report.model import unmeasured
+from edgevit.report import html, model
 from edgevit.store import Store
 
-REPORT_FILES = ("report.json", "report.html")
+REPORT_FILES = (model.FILE_NAME, html.FILE_NAME)
 
 
 def publish(store: Store, plan_file: Path, slim: Saved, measured: Measured) -> None:
@@ -33,6 +33,12 @@ def publish(store: Store, plan_file: Path, slim: Saved, measured: Measured) -> N
     for candidate in measured.candidates:
         for side in SIDES:
             store.public.put(candidate.artefacts[side].folder, candidate.folder(side))
+
+
+def write_report(store: Store, report: model.Report) -> None:
+    """Write the report, as data and as a page."""
+    store.public.write(model.FILE_NAME, model.to_json(report))
+    store.public.write(html.FILE_NAME, html.render_html([report]))
 
 
 def make_manifest(
@@ -55,7 +61,7 @@ def make_manifest(
             for candidate in measured.candidates
             for side in SIDES
         ),
-        not_measured=unmeasured([facts for _, facts in measured.kits], measured.results),
+        not_measured=model.unmeasured([facts for _, facts in measured.kits], measured.results),
         files=tuple(_entry(store.root, name) for name in names),
     )
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from edgevit.images import Images
-from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions, value_sha256
 from edgevit.pipeline.stages import Stages
 from edgevit.report.model import TrainingFacts
-from edgevit.store import JSON, canonical_json
+from edgevit.store import JSON
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.distil import Distil
@@ -66,7 +65,7 @@ def run_training(
         train: writes the output into a folder; it goes on from the checkpoint if it was interrupted.
         of: what it was run for, in the report.
     """
-    belongs_to = hashlib.sha256(canonical_json(key).encode()).hexdigest()
+    belongs_to = value_sha256(key)
 
     def make(folder: Path) -> None:
         train(folder, CheckpointFile(stages.store.work_path(stage, key) / _CHECKPOINT, belongs_to))

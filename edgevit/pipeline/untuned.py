@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from edgevit.images import Images
 from edgevit.measure.accuracy import agreement, top1
 from edgevit.pipeline.artefacts import build_pair, compare_with_onnx
 from edgevit.pipeline.candidate import Candidate, score
-from edgevit.pipeline.graphs import Form, make_probe
-from edgevit.pipeline.models import Saved
+from edgevit.pipeline.graphs import Form
 from edgevit.pipeline.precision import GraphFiles
-from edgevit.pipeline.sets import Sets
 from edgevit.pipeline.stages import Stages
-from edgevit.plan import Plan, plan_sha256
 from edgevit.report.model import TuneFacts
 
-_SIDE = "untuned"
+SIDE = "untuned"
+"""How stages and messages call the model."""
 
 
 def score_untuned(
-    stages: Stages,
-    facts: TuneFacts,
-    untuned: Saved,
-    beside: tuple[Candidate, Form],
-    judged_by: tuple[Plan, Sets],
+    stages: Stages, facts: TuneFacts, files: GraphFiles, beside: tuple[Candidate, Form], evaluation: Images
 ) -> TuneFacts:
     """Add to the facts of a training what the model was worth before it.
 
@@ -31,22 +26,18 @@ def score_untuned(
     Args:
         stages: runs the stages.
         facts: what the training did.
-        untuned: the slim model before it.
+        files: graphs of the slim model before it, as `SIDE`.
         beside: a candidate of the trained model, and the form of its graph.
-        judged_by: the plan that both follow, and the images, those of the evaluation among them.
+        evaluation: the images.
 
     Raises:
         ExportError, ParityError: a file is not what it should be.
     """
-    (candidate, form), (plan, sets) = beside, judged_by
-    evaluation = sets.evaluation
-    assert evaluation is not None
-    probe = make_probe(evaluation, untuned.loaded.model.arch)
-    files = GraphFiles(stages, {_SIDE: untuned}, plan_sha256(plan), probe, sets.calibration)
+    candidate, form = beside
     graphs = files.of(form, candidate.precision)
     with build_pair(stages, (candidate.target, candidate.precision), graphs) as artefacts:
-        compare_with_onnx(artefacts, _SIDE, graphs.by_side[_SIDE], probe)
-        logits = score(artefacts, _SIDE, evaluation)
+        compare_with_onnx(artefacts, SIDE, graphs.by_side[SIDE], files.probe)
+        logits = score(artefacts, SIDE, evaluation)
         label = artefacts.label
     return facts.model_copy(
         update={

@@ -21,6 +21,8 @@ from edgevit.report.comparison import fastest_first
 from edgevit.report.model import BlockFacts, Report
 from edgevit.report.sweep import Sweep
 
+FILE_NAME = "report.html"
+"""Of a build's report."""
 _GLOBALS = "window.vegaEmbed = vegaEmbed;"
 
 
