@@ -3,7 +3,8 @@
     python tools/bench/precision.py --parts half accuracy limited others quantising     # minutes of CPU
     python tools/bench/precision.py --parts speed others-speed --seconds 20             # alone on the machine
 
-`--keep` a folder, so that times are taken of the very graphs whose accuracy was.
+`--keep` a folder, so that times are taken of the very graphs whose accuracy was. `--models budget` takes the
+model that budgets.py built for 54 % of the MACs.
 
 Accuracy: DeiT-T's ImageNet weights, calibrated on 256 unlabelled images of imagenet_train1000, evaluated on
 imagenet_val650. Times of quantising include the reading of statistics, not the decoding of images.
@@ -46,7 +47,7 @@ from edgevit.images import Images
 from edgevit.measure.accuracy import Logits, agreement, correct, mean_kl, paired_bootstrap, predict, top1
 from edgevit.measure.protocol import measure_pair
 from edgevit.models.layers import SlimViT
-from edgevit.models.load import ModelSource, load_model
+from edgevit.models.load import ModelSource, load_model, load_saved
 from edgevit.pipeline.int8 import control_int8
 from edgevit.plan import Counts
 from edgevit.recipe import Int8Section
@@ -56,7 +57,7 @@ from edgevit.target import Precision, Runtime, Target, Timing
 RUNTIMES: dict[Runtime, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 SMALL = "deit_small_patch16_224"
 SLIM = Cut("QK 32, VO 48, hidden 384", Counts(qk_dim=32, vo_dim=48, hidden=384), dead_tokens=True)
-MODELS = {"dense": "DeiT-T", "slim": f"DeiT-T, {SLIM.name}"}
+MODELS = {"dense": "DeiT-T", "slim": f"DeiT-T, {SLIM.name}", "budget": "DeiT-T, macs = 0.54 by budget"}
 LIMIT = 0.05
 """Points of top-1 that int8 is allowed in the part `limited`."""
 _RANGE_IMAGES = 64
@@ -71,6 +72,10 @@ def parse_arguments() -> argparse.Namespace:
     parts = list(PARTS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seconds", type=float, default=20.0, help="of samples for each pair")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["dense", "slim"])
+    parser.add_argument(
+        "--build", type=Path, help="build directory of the budget, for --models budget: budgets.py --keep"
+    )
     parser.add_argument("--keep", type=Path, help="folder that keeps graphs for a later run of other parts")
     record.add_options(parser)
     return parser.parse_args()
@@ -94,7 +99,7 @@ class Bench:
         return open_set("imagenet_val650", self.dense.preprocess, 16 if self.arguments.quick else None)
 
     def halved(self, name: str) -> tuple[dict[Precision, Path], Kept]:
-        """Return the fp32 and the fp16 graph of DeiT-T, dense or slim, and what stayed in fp32."""
+        """Return the fp32 and the fp16 graph of a model, and what stayed in fp32."""
         paths: dict[Precision, Path] = {
             "fp32": self.folder / f"{name}-fp32.onnx",
             "fp16": self.folder / f"{name}-fp16.onnx",
@@ -105,7 +110,7 @@ class Bench:
         return paths, to_half(paths["fp32"], self.calibration()[:_RANGE_IMAGES], paths["fp16"])
 
     def graphs(self, name: str) -> dict[Precision, Path]:
-        """Return the fp32 and the int8 graph of DeiT-T, dense or slim."""
+        """Return the fp32 and the int8 graph of a model."""
         paths: dict[Precision, Path] = {
             "fp32": self.folder / f"{name}-fp32.onnx",
             "int8": self.folder / f"{name}-int8.onnx",
@@ -125,9 +130,15 @@ class Bench:
             quantise_otherwise(self.graphs("dense")["fp32"], self.calibration(), variant, path)
         return path
 
+    def models(self) -> dict[str, str]:
+        """Return the models that were asked for, with their titles."""
+        return {name: MODELS[name] for name in self.arguments.models}
+
     def _model(self, name: str) -> SlimViT:
         if name == "dense":
             return self.dense.model
+        if name == "budget":
+            return load_saved(self.arguments.build).model
         images = open_set("imagenet_train1000", self.dense.preprocess, 64 if self.arguments.quick else 256)
         return cut_model(self.dense.model, SLIM, SlimOptions("closed-form"), images)
 
@@ -148,7 +159,7 @@ def accuracy(bench: Bench, notebook: Notebook) -> None:
     """Compare int8 with the same model in fp32 in the same runtime."""
     images = bench.evaluation()
     labels = labels_of(images)
-    for name, title in MODELS.items():
+    for name, title in bench.models().items():
         graphs = bench.graphs(name)
         for runtime in RUNTIMES:
             target = bench.target(runtime)
@@ -164,7 +175,7 @@ def accuracy(bench: Bench, notebook: Notebook) -> None:
 
 def wanted_of(name: str, runtime: Runtime) -> tuple[Bound, Bound]:
     """Return the drop and the agreement that int8 is to have."""
-    if name == "slim":
+    if name != "dense":
         return Bound(high=0.5), Bound(low=0.97)
     return Bound(high=_LARGEST_DROP[runtime]), Bound(low=0.98)
 
@@ -172,7 +183,7 @@ def wanted_of(name: str, runtime: Runtime) -> tuple[Bound, Bound]:
 def limited(bench: Bench, notebook: Notebook) -> None:
     """Put layers back into float until int8 holds a limit on calibration images; then evaluate on others."""
     images = bench.evaluation()
-    for name, title in MODELS.items():
+    for name, title in bench.models().items():
         graphs = bench.graphs(name)
         path, facts = limit_int8(bench, name, graphs)
         for runtime in RUNTIMES:
@@ -264,7 +275,7 @@ def half(bench: Bench, notebook: Notebook) -> None:
     """Compare the fp16 graph with the same model in fp32, in ONNX Runtime."""
     images, target = bench.evaluation(), bench.target("onnxruntime")
     labels = labels_of(images)
-    for name, title in MODELS.items():
+    for name, title in bench.models().items():
         paths, kept = bench.halved(name)
         reference, found = (
             logits_of(target, precision, paths[precision], bench.folder / precision, images)
