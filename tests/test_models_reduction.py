@@ -78,6 +78,20 @@ def test_identical_tokens_are_merged_first() -> None:
     torch.testing.assert_close(tokens[0, place], x[0, 12])
 
 
+def test_one_image_is_merged_as_in_a_batch() -> None:
+    keys, x, sizes = (
+        _random(3, PATCHES, 4),
+        _random(3, TOKENS, 6, seed=1),
+        _random(3, TOKENS, 1, seed=2).abs(),
+    )
+    batch = pool_tokens(x, sizes, match_tokens(keys, 1, 5))
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = pool_tokens(x[one], sizes[one], match_tokens(keys[one], 1, 5))
+        torch.testing.assert_close(alone[0], batch[0][one])
+        torch.testing.assert_close(alone[1], batch[1][one])
+
+
 def test_prefix_is_never_merged_even_where_it_equals_a_patch() -> None:
     keys = _random(1, TOKENS, 8)
     keys[:, 0] = keys[:, 1]

@@ -248,7 +248,7 @@ def _uniform(value: ir.Value | None) -> float | None:
     if producer is None:
         return None
     match producer.op_type:
-        case "Expand" | "Slice" | "GatherElements" | "Reshape" | "Transpose" | "Unsqueeze":
+        case "Expand" | "Slice" | "Gather" | "GatherElements" | "Reshape" | "Transpose" | "Unsqueeze":
             return _uniform(producer.inputs[0])
         case "Concat":
             numbers = {_uniform(part) for part in producer.inputs}

@@ -223,6 +223,13 @@ def _gather(x: Tensor, choice: TokenChoice) -> Tensor:
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
+    """Return the tokens [B, m, D] of x, [B, n, D], whose places are in `order`, [B, m].
+
+    One image is what devices run: rows of its matrix are copied as they are, where gathering by an index for
+    each number would take longer than matching the tokens (docs/methods.md).
+    """
+    if x.shape[0] == 1:
+        return functional.embedding(order, x.squeeze(0))  # ONNX's Gather, and nothing around it
     return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
