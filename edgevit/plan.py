@@ -246,7 +246,10 @@ def _token_problems(anatomy: Anatomy, tokens: Sequence[int], *, dead_tokens: boo
     for index, after in enumerate(tokens):
         least = fewest_merged(before, anatomy.prefix)
         if after > before:
-            problems.append(f"plan.tokens: blocks.{index} gets {before} tokens and cannot let {after} leave.")
+            problems.append(
+                f"plan.tokens: blocks.{index} gets {before} tokens and cannot let {after} leave. Give at most"
+                f" {before}."
+            )
         elif after < least:
             problems.append(
                 f"plan.tokens: blocks.{index} gets {before} tokens; one block merges at most half of its "

@@ -464,6 +464,19 @@ def test_export_with_simplify_keeps_dims_and_outputs(tmp_path: Path, name: str) 
     assert_equal_to_torch(path, ARCHS[name], batch=1)
 
 
+def test_export_with_simplify_that_gives_up_says_how_to_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*graph: object, **options: object) -> None:
+        raise RuntimeError("no shape\nfor x")
+
+    monkeypatch.setattr("onnxsim.simplify", fails)
+    with pytest.raises(
+        ExportError, match=r"gave up \(RuntimeError: no shape for x\)\. Set export\.simplify = false"
+    ):
+        exported(tmp_path, ARCH, simplify=True)
+
+
 def test_export_with_simplify_that_changes_outputs_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_top1_counts_the_right_ones() -> None:
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, -1, 2, 1]])
 def test_top1_with_labels_outside_the_head_names_the_range(labels: list[int]) -> None:
-    with pytest.raises(ImagesError, match=r"labels: expected 0\.\.2 as the head has 3 classes, got "):
+    with pytest.raises(ImagesError, match=r"do not fit the head: expected 0\.\.2 for its 3 classes, got "):
         top1(LOGITS, np.array(labels))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from sample_report import result as sample
-from toy_build import PLAN, TIMING, build_patiently, write_toy
+from toy_build import PLAN, TIMING, build_patiently, made, write_toy
 
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import (
@@ -37,10 +37,6 @@ def public_hashes(out: Path) -> dict[str, str]:
     """Return the hash of every public file that is the same in each build of a recipe."""
     names = {path.relative_to(out).as_posix(): path for path in files_below(out)}
     return {n: sha256_file(p) for n, p in names.items() if not n.startswith(".edgevit/") and n not in REPORTS}
-
-
-def made(report: Report) -> list[str]:
-    return [stage.name for stage in report.stages if not stage.reused]
 
 
 def about_inputs(report: Report) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from toy_build import write_toy
+from toy_build import made, write_toy
 
 from edgevit.errors import ImagesError, MeasurementError, PlanError, RecipeError
 from edgevit.pipeline import build
@@ -21,10 +21,6 @@ def run(recipe: Path, out: Path) -> Report:
         with contextlib.suppress(MeasurementError):
             return build(load_recipe(str(recipe)), out)
     return build(load_recipe(str(recipe)), out)
-
-
-def made(report: Report) -> list[str]:
-    return [stage.name for stage in report.stages if not stage.reused]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toy_build import build_patiently, write_toy
+from toy_build import build_patiently, made, write_toy
 
 from edgevit.errors import ImagesError, PlanError
 from edgevit.plan import Choice, PerImage, plan_from_json
@@ -15,10 +15,6 @@ from edgevit.report.model import Report
 COUPLED = '[[prune]]\nmethod = "coupled-dims"\nqk_drop = 0.5\n'
 CHANNELS = '[[prune]]\nmethod = "token-channels"\nhidden = [96, 64]\n'
 NONE = '[slim]\nrecover = "none"\n'
-
-
-def made(report: Report) -> list[str]:
-    return [stage.name for stage in report.stages if not stage.reused]
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ BAD_COUNTS: dict[str, tuple[Counts, str]] = {
     ),
     "tokens that come back": (
         Counts(tokens=[10, 12, 12]),
-        "plan.tokens: blocks.1 gets 10 tokens and cannot let 12 leave.",
+        "plan.tokens: blocks.1 gets 10 tokens and cannot let 12 leave. Give at most 10.",
     ),
 }
 

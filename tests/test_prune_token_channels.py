@@ -11,7 +11,6 @@ from toy_vits import few_cause_images, noise_images, toy_arch, toy_model, toy_pl
 from edgevit.errors import PlanError
 from edgevit.methods import TokenChannels
 from edgevit.models.layers import SlimViT
-from edgevit.models.neuron_choice import mean_magnitudes
 from edgevit.models.observe import LiveMlp, live_mlps, mean_of_mlps
 from edgevit.plan import Counts, PerImage, Plan
 from edgevit.prune.token_channels import token_channels
@@ -87,13 +86,6 @@ def test_selection_by_hand() -> None:
     assert magnitude.blocks[1].kept.hidden == tuple(by_magnitude.tolist())
     assert decide().blocks[1].kept.hidden == tuple(by_contribution.tolist())
     assert magnitude != decide()
-
-
-def test_mean_magnitudes_weigh_the_class_token() -> None:
-    neurons = torch.tensor([[[3.0, -1.0], [0.0, 4.0], [-6.0, 0.0]]])
-    assert mean_magnitudes(neurons, None).tolist() == [[3.0, pytest.approx(5 / 3)]]
-    assert mean_magnitudes(neurons, 2.0).tolist() == [[3.0, pytest.approx(4 / 3)]]
-    assert mean_magnitudes(neurons[:, :1], 2.0).tolist() == [[3.0, 1.0]]
 
 
 def test_neurons_that_never_fire_go_and_the_output_stays() -> None:

@@ -75,3 +75,8 @@ def build_patiently(recipe: Path, out: Path, options: BuildOptions | None = None
         with contextlib.suppress(MeasurementError):
             return build(load_recipe(str(recipe)), out, options or BuildOptions())
     return build(load_recipe(str(recipe)), out, options or BuildOptions())
+
+
+def made(report: Report) -> list[str]:
+    """Return the stages that a build had to run, by name."""
+    return [stage.name for stage in report.stages if not stage.reused]

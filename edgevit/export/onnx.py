@@ -110,6 +110,7 @@ def _finish(model: ir.Model, options: ExportOptions) -> None:
     if dict(graph.opset_imports) != {"": options.opset}:
         raise ExportError(
             f"opset: expected {options.opset}, torch {torch.__version__} wrote {dict(graph.opset_imports)}."
+            " Set export.opset to one that it writes."
         )
     ShapeInferencePass()(model)
     _describe(model, options)

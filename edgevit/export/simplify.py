@@ -64,12 +64,19 @@ def _run_onnxsim(exported: ir.Model) -> onnx.ModelProto:
             f"export.simplify: onnxsim takes models up to 1.5 GB, this one has {weights / 1e9:.1f} GB of "
             "weights. Set export.simplify = false."
         )
-    with silence():
-        simplified, _ = onnxsim.simplify(
-            ir.to_proto(exported),
-            skipped_optimizers=_NAMELESS,
-            initializers_as_constants=False,  # the file's weights are to be the model's, one for one
-        )
+    try:
+        with silence():
+            simplified, _ = onnxsim.simplify(
+                ir.to_proto(exported),
+                skipped_optimizers=_NAMELESS,
+                initializers_as_constants=False,  # the file's weights are to be the model's, one for one
+            )
+    except Exception as error:  # its passes raise what they like
+        words = " ".join(str(error).split())
+        raise ExportError(
+            f"export.simplify: onnxsim gave up ({type(error).__name__}: {words}). Set export.simplify ="
+            " false: edgevit's own graph leaves it little to do."
+        ) from error
     result: onnx.ModelProto = simplified
     return result
 

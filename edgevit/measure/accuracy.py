@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgevit.backends.base import Session
 from edgevit.errors import BackendError, ImagesError
+from edgevit.images import check_labels
 from edgevit.measure.statistics import Interval, interval_of
 
 Logits = NDArray[np.float32]
@@ -62,11 +63,7 @@ def correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     count, classes = logits.shape
     if labels.shape != (count,):
         raise ImagesError(f"expected one label for each of {count} images, got {list(labels.shape)}.")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ImagesError(
-            f"labels: expected 0..{classes - 1} as the head has {classes} classes,"
-            f" got {labels.min()}..{labels.max()}. Check the label column, or the model's num_classes."
-        )
+    check_labels(labels, classes)
     hits: NDArray[np.bool_] = logits.argmax(axis=1) == labels
     return hits
 

@@ -223,7 +223,9 @@ def arch_from_json(data: dict[str, Any], where: str) -> Arch:
         choice = choice_from_json(fields["choice"])
         arch = Arch(**{**fields, "blocks": blocks, "tokenizer": tokenizer, "choice": choice})
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{where}: the arch is incomplete or has unknown keys: {error}") from error
+        raise WeightsError(
+            f"{where}: the arch is incomplete or has unknown keys: {error}. Build the model again."
+        ) from error
     return dataclasses.replace(arch, image=_three(arch.image), patch=(arch.patch[0], arch.patch[1]))
 
 

@@ -13,7 +13,7 @@ from edgevit.export.parity import check_parity
 from edgevit.images import Images
 from edgevit.pipeline.artefacts import limits_of
 from edgevit.pipeline.graphs import PARITY_FILE, Form, Graph, Probe, parity_facts
-from edgevit.pipeline.int8 import spread
+from edgevit.pipeline.int8 import spread, thinned
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.stages import Stages
 from edgevit.store import JSON
@@ -50,8 +50,8 @@ def make_half(stages: Stages, fp32: Graph, asked: Halving) -> tuple[Graph, dict[
 
     def make(folder: Path) -> None:
         (folder / _FP16).parent.mkdir()
-        images = spread(asked.images)
-        kept = to_half(fp32.path, images[:: max(1, len(images) // _RANGE_IMAGES)], folder / _FP16)
+        images = thinned(spread(asked.images), _RANGE_IMAGES)
+        kept = to_half(fp32.path, images, folder / _FP16)
         links = onnx_link(fp32.path), onnx_link(folder / _FP16)
         batches = asked.probe.batches(asked.form.batch)
         found = check_parity(*links, batches, limits_of(fp32.arch, "fp16"), fp32.arch)

@@ -180,7 +180,8 @@ def _source_sha256(source: ModelSource) -> str | None:
         arch, weights = source.directory / ARCH_FILE, source.directory / WEIGHTS_FILE
         if not weights.is_file():
             raise WeightsError(
-                f"model {source.directory}: expected {WEIGHTS_FILE} beside {ARCH_FILE}, found none."
+                f"model {source.directory}: expected {WEIGHTS_FILE} beside {ARCH_FILE}, found none. Copy the"
+                " whole build, or build the model again."
             )
         return sha256_file(arch) + sha256_file(weights)
     if source.weights is None:

@@ -30,8 +30,10 @@ from edgevit.store import JSON
 QUANTISING_IMAGES = 256
 """Calibration images that ranges are taken from at most."""
 _TRIAL_IMAGES = 32
+"""Of these, at most, those on which a graph with SmoothQuant is compared with one without."""
 SENSITIVITY_IMAGES = 8
-"""Of these, as many as each layer is run alone on: KL is a number for every image, and ranks layers soon."""
+"""Of these, at most, those on which each layer is run alone: KL is a number for every image, and ranks layers
+soon."""
 SMOOTH_BELOW = 0.98
 """SmoothQuant, whose products cost time, is tried where the plain graph agrees with fp32 on fewer images."""
 
@@ -120,6 +122,11 @@ def spread(images: Images) -> list[Batch]:
     return [image for index, image in enumerate(images.batches(1)) if index in wanted]
 
 
+def thinned(images: Sequence[Batch], most: int) -> list[Batch]:
+    """Return `most` of some images, or a few less, spread evenly over them; all where there are no more."""
+    return list(images[:: max(1, -(-len(images) // most))])
+
+
 def control_int8(
     graph: Int8Graph,
     fp32: Path,
@@ -140,7 +147,7 @@ def control_int8(
         ExportError: a layer computes NaN or infinity; it is named.
     """
     switched = graph.switched()
-    few = images[:: max(1, len(images) // SENSITIVITY_IMAGES)][:SENSITIVITY_IMAGES]
+    few = thinned(images, SENSITIVITY_IMAGES)
     found = measure_layers(graph.layers, switched, few, progress)
     reference = _logits(fp32, images)
     names = {layer.name for layer in graph.layers}
@@ -194,7 +201,7 @@ def _quantise_best(fp32: Path, images: Sequence[Batch], out: Path) -> bool:
     Returns:
         Whether SmoothQuant is in the graph.
     """
-    sample = images[:: max(1, len(images) // _TRIAL_IMAGES)]
+    sample = thinned(images, _TRIAL_IMAGES)
     expected = _logits(fp32, sample)
     _require_finite(fp32, sample, expected)
 
