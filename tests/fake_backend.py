@@ -30,6 +30,9 @@ class FakeSession:
         self.clock.now_ns += int(self.latency_ms(self.runs) * 1e6)
         return self.logits(batch)
 
+    def device_ms(self, runs: int) -> list[float]:
+        return []
+
     def device(self) -> dict[str, str]:
         return {"device": "fake"}
 

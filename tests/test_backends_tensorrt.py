@@ -181,6 +181,7 @@ def test_engine_is_loaded_and_run_and_gives_back_what_it_held(tmp_path: Path, fa
     with get_backend("tensorrt").load(write_engine(tmp_path), GPU, "fp32") as session:
         assert (session.input_shape, session.output_names) == ((2, 6), ("logits",))
         assert np.array_equal(session.run(batch), batch.reshape(2, 3, 2).sum(-1))
+        assert session.device_ms(2) == [1.5, 1.5]
         assert session.device() == {
             "version": "10.3.0", "cuda_graph": "yes", "layers_put_out": "fp32", "name": "fake GPU",
             "compute_capability": "8.7", "cuda_driver": "12.6",

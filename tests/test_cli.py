@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -476,6 +477,16 @@ def test_targets_names_each_with_the_version_of_its_runtime() -> None:
     assert "onnxruntime-cpu" in text
     assert "onnxruntime 1." in text
     assert "fp32 ready" in text
+
+
+def test_targets_whose_reader_has_seen_enough_ends_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does
+    found = subprocess.run(
+        [sys.executable, "-m", "edgevit", "targets"], stdout=write, stderr=subprocess.PIPE, timeout=120
+    )
+    os.close(write)
+    assert (found.returncode, found.stderr) == (1, b"")
 
 
 def test_targets_file_of_one_s_own_that_can_run_is_ready(toy: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sample_report import result as sample
 from toy_build import PLAN, TIMING, build_patiently, made, write_toy
 
+from edgevit.backends.session import ModelSession
 from edgevit.disk import files_below, sha256_file
 from edgevit.errors import (
     AccuracyGateError,
@@ -275,6 +276,15 @@ def test_probe_of_few_images_still_has_two_batch_sizes(images: int, sizes: list[
     batches = Probe(pixels, "noise").batches(None)
     assert [len(batch) for batch in batches] == sizes
     assert all((image == pixels).all(axis=(1, 2, 3)).any() for batch in batches for image in batch)
+
+
+def test_build_gpu_with_a_clock_has_its_times_apart_from_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSession, "device_ms", lambda _session, _runs: [1.0, 3.0, 2.0])
+    report = build_patiently(write_toy(tmp_path), tmp_path / "out")
+    protocol = report.results[0].protocol
+    assert (protocol["dense_gpu_ms_median"], protocol["slim_gpu_ms_median"]) == (2.0, 2.0)
 
 
 def test_build_dynamic_batch_gives_a_graph_that_takes_any(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ class Session(Protocol):
         """
         ...
 
+    def device_ms(self, runs: int) -> list[float]:
+        """Time runs on the device alone, in ms, without copies and without the host; after a `run`.
+
+        Empty where the runtime times nothing apart from the host, as on every CPU.
+
+        Raises:
+            BackendError: the runtime failed.
+        """
+        ...
+
     def device(self) -> dict[str, str]:
         """Say what the runtime really uses: device, threads, precision and the like, as it reports them."""
         ...

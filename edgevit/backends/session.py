@@ -53,6 +53,11 @@ def _nothing() -> None:
     """Free nothing more: most models go when the last reference does."""
 
 
+def _untimed(runs: int) -> list[float]:
+    """Time nothing: most runtimes have no clock of the device's own."""
+    return []
+
+
 class ModelSession:
     """A loaded model that refuses a batch that it does not take; see `Session`."""
 
@@ -62,7 +67,9 @@ class ModelSession:
         model: Model,
         runtime: str,
         advice: Advice,
+        *,
         close: Callable[[], None] = _nothing,
+        device_ms: Callable[[int], list[float]] = _untimed,
     ) -> None:
         """Take over a model.
 
@@ -72,10 +79,12 @@ class ModelSession:
             runtime: whose model it is, for errors.
             advice: what the runtime's texts mean.
             close: frees what the model holds besides its memory.
+            device_ms: times so many runs on the device alone; see `Session.device_ms`.
         """
         self._artefact = artefact
         self._model: Model | None = model
-        self._runtime, self._advice, self._close = runtime, advice, close
+        self._runtime, self._advice = runtime, advice
+        self._close, self._device_ms = close, device_ms
         self._fits: tuple[int, ...] | None = None
 
     @property
@@ -96,6 +105,14 @@ class ModelSession:
             self._fits = batch.shape
         try:
             return model.run(batch)
+        except Exception as exc:
+            raise self._failure(exc) from exc
+
+    def device_ms(self, runs: int) -> list[float]:
+        """Time runs on the device alone; see `Session.device_ms`."""
+        self._open()
+        try:
+            return self._device_ms(runs)
         except Exception as exc:
             raise self._failure(exc) from exc
 

@@ -151,7 +151,8 @@ class TensorRT:
         require_kind(self._runtime, artefact, (".engine",))
         self.check()
         model = self.open_engine(artefact)
-        return ModelSession(artefact, model, self._runtime, self.advice, model.close)
+        clock = model.gpu_ms
+        return ModelSession(artefact, model, self._runtime, self.advice, close=model.close, device_ms=clock)
 
     def open_engine(self, artefact: Path) -> EngineModel:
         """Load an engine of this version and GPU; `load` is what checks a target first.

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ def _guard() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception as error:  # the last stop before the user
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            raise  # which typer takes as the end, quietly
         text = " ".join(str(error).split()) or "no message"
         hint = "" if os.environ.get(_TRACEBACK) else f" Run it again with {_TRACEBACK}=1 to see where."
         _complain(
@@ -62,6 +65,15 @@ def _guard() -> Iterator[None]:
         raise typer.Exit(1) from error
     finally:
         logging.disable(before)
+
+
+def _reader_left() -> bool:
+    """Say whether whoever read stdout has gone, as `head` does when it has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _follow(team: Team) -> int:

@@ -16,7 +16,7 @@ from edgevit.errors import OutputError, ParityError
 from edgevit.measure.protocol import Latency as Times
 from edgevit.measure.protocol import Measurement, summarise
 from edgevit.ownership import OWN
-from edgevit.pipeline.candidate import report_latency
+from edgevit.pipeline.candidate import gpu_medians, report_latency
 from edgevit.pipeline.graphs import SIDES
 from edgevit.pipeline.inputs import CALIBRATED
 from edgevit.report.model import ArtefactFacts, NotBuilt, Result, SlimFacts, Speedup
@@ -268,9 +268,8 @@ def _protocol(
         "runs_per_burst": times.runs_per_burst,
         "timing": timing.model_dump(mode="json"),
         "expected_versions": list(board.expected_versions),
+        **gpu_medians(found.gpu_ms),
     }
-    for side, samples in found.gpu_ms.items():
-        facts[f"{side}_gpu_ms_median"] = sorted(samples)[len(samples) // 2]
     for side, words in found.cuda_graph.items():
         facts[f"{side}_cuda_graph"] = words
     return facts

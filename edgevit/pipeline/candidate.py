@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from edgevit.target import Precision, Target
 
 LOGITS_FILE = "logits.npy"
 TIMES_FILE = "times.json"
+
+_GPU_RUNS = 100
+"""Runs whose time on the GPU is taken, where a runtime tells it."""
 
 
 class PairTimes(Part):
@@ -152,8 +156,9 @@ def _measure(pair: ArtefactPair, form: Form, probe: Probe) -> PairTimes:
         progress=lambda share: pair.stages.progress(f"timing {pair.label}", round(1000 * share), 1000),
     )
     after = read_conditions()
+    gpu = gpu_medians({side: pair.session(side).device_ms(_GPU_RUNS) for side in SIDES})
     states = {name: [getattr(before, name), getattr(after, name)] for name in asdict(before)}
-    protocol: dict[str, JsonValue] = {"batch": size, "runs_per_burst": found.runs_per_burst, **states}
+    protocol: dict[str, JsonValue] = {"batch": size, "runs_per_burst": found.runs_per_burst, **states, **gpu}
     return _pair_times(found, slim.device(), protocol | {"attempts": found.attempts}, pair.target)
 
 
@@ -172,6 +177,11 @@ def _pair_times(
         device=dict(device),
         protocol={**protocol, "timing": target.timing.model_dump(mode="json")},
     )
+
+
+def gpu_medians(ms: Mapping[str, Sequence[float]]) -> dict[str, JsonValue]:
+    """Return the medians of the GPU's own times, in ms by side, as facts of the protocol."""
+    return {f"{side}_gpu_ms_median": float(np.median(taken)) for side, taken in ms.items() if taken}
 
 
 def report_latency(times: Times) -> Latency:
