@@ -18,7 +18,13 @@ from edgevit.export.precision import quantise
 from edgevit.images import Images
 from edgevit.measure.accuracy import Logits
 from edgevit.pipeline.graphs import Form, Graph
-from edgevit.pipeline.int8_control import FloatLayers, Loss, choose_float_layers, loss_between
+from edgevit.pipeline.int8_control import (
+    FloatLayers,
+    Loss,
+    choose_float_layers,
+    loss_between,
+    order_of_return,
+)
 from edgevit.pipeline.int8_sensitivity import LayerSensitivity, measure_layers
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.stages import Stages
@@ -190,7 +196,7 @@ def _facts(
                 kl=one.kl,
                 returned=places.get(one.layer.name),
             )
-            for one in found
+            for one in order_of_return(found)
         ),
     )
 

@@ -46,15 +46,13 @@ def holds(loss: Loss, limits: Int8Section) -> bool:
     return drop and (limits.min_agreement is None or loss.agreement >= limits.min_agreement)
 
 
-def order_of_return(sensitivities: Sequence[LayerSensitivity]) -> tuple[str, ...]:
+def order_of_return(sensitivities: Sequence[LayerSensitivity]) -> list[LayerSensitivity]:
     """Order layers by what each costs in int8 for the time that it saves there: the worst bargain first.
 
     The time is taken to be in proportion to the layer's MACs, a first estimate that is the same for every
     runtime, as the graph is. Ties keep the order of the graph.
     """
-    return tuple(
-        one.layer.name for one in sorted(sensitivities, key=lambda one: -one.kl / max(1, one.layer.macs))
-    )
+    return sorted(sensitivities, key=lambda one: -one.kl / max(1, one.layer.macs))
 
 
 def choose_float_layers(
@@ -72,7 +70,7 @@ def choose_float_layers(
         loss_of: measures the loss with these layers in float and all others in int8.
         limits: what the loss has to keep.
     """
-    order = order_of_return(sensitivities)
+    order = tuple(one.layer.name for one in order_of_return(sensitivities))
     loss_after = cache(lambda count: loss_of(order[:count]))
     before: Loss = loss_after(0)
     if holds(before, limits):

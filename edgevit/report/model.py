@@ -318,7 +318,7 @@ class Int8Facts(Part):
     """With every layer in int8."""
     after: Int8Loss
     layers: tuple[Int8Layer, ...]
-    """In the order of the graph."""
+    """As they would go back to float: most KL for their MACs first."""
 
 
 class StageFacts(Part):

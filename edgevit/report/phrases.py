@@ -6,7 +6,6 @@ from edgevit.report.model import (
     BudgetFacts,
     Drop,
     Int8Facts,
-    Int8Layer,
     Int8Loss,
     Interval,
     ReductionFacts,
@@ -162,11 +161,6 @@ def int8(facts: Int8Facts) -> str:
 
 def _int8_loss(loss: Int8Loss) -> str:
     return f"{loss.expected_drop:.2f} points of top-1 expected to be lost, {share(loss.agreement)} alike"
-
-
-def by_cost(facts: Int8Facts) -> list[Int8Layer]:
-    """Order layers as they would go back to float: most KL for their MACs first."""
-    return sorted(facts.layers, key=lambda layer: -layer.kl / max(1, layer.macs))
 
 
 def training(report: Report) -> str | None:

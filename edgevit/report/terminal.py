@@ -46,7 +46,7 @@ def render_int8(report: Report, console: Console) -> None:
         console.print(Text(phrases.int8(facts)))
         table = _table("layer", "MACs", "SQNR dB", "KL", "computed in")
         largest = max(layer.macs for layer in facts.layers)
-        for layer in phrases.by_cost(facts):
+        for layer in facts.layers:
             kind = "int8" if layer.returned is None else f"float ({layer.returned}.)"
             table.add_row(
                 layer.name,
