@@ -9,19 +9,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_export_onnx import ARCHS, exported
-from toy_vits import toy_model
+from toy_vits import single_images, toy_model
 
 from edgevit.errors import ImagesError
 from edgevit.export import half
 from edgevit.export.half import KEPT, Kept, to_half
 from edgevit.export.links import cut_after, onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Batch
 from edgevit.export.verify import check_dims
-
-
-def images(count: int) -> list[Batch]:
-    return list(np.random.default_rng(0).standard_normal((count, 1, 3, 16, 16)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +28,18 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outputs(path: Path) -> np.ndarray:
     run = onnx_link(path).run
-    return np.concatenate([run(image) for image in images(4)])
+    return np.concatenate([run(image) for image in single_images(4)])
 
 
 def test_half_computes_nearly_the_same(fp32: Path, tmp_path: Path) -> None:
-    assert to_half(fp32, images(4), tmp_path / "fp16.onnx") == Kept((), ())
+    assert to_half(fp32, single_images(4), tmp_path / "fp16.onnx") == Kept((), ())
     expected, got = outputs(fp32), outputs(tmp_path / "fp16.onnx")
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     assert 0 < error < 0.01
 
 
 def test_half_stores_weights_in_half_and_keeps_types_at_the_ends(fp32: Path, tmp_path: Path) -> None:
-    to_half(fp32, images(2), tmp_path / "fp16.onnx")
+    to_half(fp32, single_images(2), tmp_path / "fp16.onnx")
     graph = onnx.load(tmp_path / "fp16.onnx").graph
     assert {tensor.data_type for tensor in graph.initializer} == {TensorProto.FLOAT16}
     ends = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
@@ -58,7 +53,7 @@ def test_half_leaves_what_goes_beyond_its_range_in_fp32(tmp_path: Path) -> None:
     with torch.no_grad():  # fc2 puts out numbers that half precision does not have
         model.blocks[1].mlp.fc2.weight.mul_(1e6)
     export_onnx(model, tmp_path / "fp32.onnx", ExportOptions(batch=1))
-    kept = to_half(tmp_path / "fp32.onnx", images(4), tmp_path / "fp16.onnx")
+    kept = to_half(tmp_path / "fp32.onnx", single_images(4), tmp_path / "fp16.onnx")
     assert {"blocks.1.mlp.fc2", "blocks.1", "blocks.2.norm1"} <= set(kept.by_range)
     assert not any(name.startswith("blocks.0") for name in kept.by_range)
     proto = onnx.load(tmp_path / "fp16.onnx")
@@ -75,7 +70,7 @@ def test_half_leaves_squares_of_a_written_out_norm_in_fp32_where_their_sum_is_to
     with torch.no_grad():
         model.blocks[0].attn.proj.weight.mul_(300)
     export_onnx(model, tmp_path / "fp32.onnx", ExportOptions(batch=1, opset=13))
-    kept = to_half(tmp_path / "fp32.onnx", images(4), tmp_path / "fp16.onnx")
+    kept = to_half(tmp_path / "fp32.onnx", single_images(4), tmp_path / "fp16.onnx")
     assert "blocks.0.norm2.variance" in kept.by_range
     assert "blocks.0.norm2" not in kept.by_range
     assert np.isfinite(outputs(tmp_path / "fp16.onnx")).all()
@@ -113,13 +108,13 @@ def test_half_of_other_forms_is_valid_and_near_fp32(
 
 
 def test_half_shows_its_blocks_and_where_it_is_cut_they_are_fp32(fp32: Path, tmp_path: Path) -> None:
-    to_half(fp32, images(2), tmp_path / "fp16.onnx")
+    to_half(fp32, single_images(2), tmp_path / "fp16.onnx")
     cut_after(tmp_path / "fp16.onnx", "blocks.1", tmp_path / "cut.onnx")
     (shown,) = onnx.load(tmp_path / "cut.onnx").graph.output
     assert shown.type.tensor_type.elem_type == TensorProto.FLOAT
     at = onnx_link(tmp_path / "fp16.onnx").at
     assert at is not None
-    image = images(1)[0]
+    image = single_images(1)[0]
     assert np.array_equal(at("blocks.1")(image), onnx_link(tmp_path / "cut.onnx").run(image))
 
 
@@ -127,14 +122,14 @@ def test_half_keeps_its_place_with_weights_beside_the_file(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(half, "LARGEST_FILE_BYTES", 1000)
-    to_half(fp32, images(2), tmp_path / "fp16.onnx")
+    to_half(fp32, single_images(2), tmp_path / "fp16.onnx")
     assert (tmp_path / "fp16.onnx.data").is_file()
     assert np.isfinite(outputs(tmp_path / "fp16.onnx")).all()
 
 
 def test_half_twice_gives_the_same_bytes(fp32: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        to_half(fp32, images(2), tmp_path / name)
+        to_half(fp32, single_images(2), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 

@@ -6,29 +6,23 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from toy_vits import toy_model
+from toy_vits import single_images, toy_model
 
 from edgevit.errors import ExportError
 from edgevit.export.graph_cost import graph_cost
 from edgevit.export.int8_layers import Int8Graph
 from edgevit.export.links import onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise
 
 PARTS = ["attn.q", "attn.k", "attn.v", "attn.logits", "attn.proj", "mlp.fc1", "mlp.fc2"]
-
-
-def images(count: int) -> list[Batch]:
-    generator = np.random.default_rng(0)
-    return list(generator.standard_normal((count, 1, 3, 16, 16)).astype(np.float32))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "smooth"])
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Int8Graph:
     folder = tmp_path_factory.mktemp("graph")
     export_onnx(toy_model(), folder / "fp32.onnx", ExportOptions(batch=1))
-    quantise(folder / "fp32.onnx", images(8), folder / "int8.onnx", smooth=request.param)
+    quantise(folder / "fp32.onnx", single_images(8), folder / "int8.onnx", smooth=request.param)
     return Int8Graph(folder / "fp32.onnx", folder / "int8.onnx")
 
 
@@ -57,7 +51,9 @@ def test_write_with_every_layer_in_float_computes_what_fp32_does(graph: Int8Grap
     graph.write(tmp_path / "float.onnx", [layer.name for layer in graph.layers])
     onnx.checker.check_model(tmp_path / "float.onnx")
     assert quantisers(tmp_path / "float.onnx") == 0
-    expected, got = (onnx_link(path).run(images(1)[0]) for path in (fp32_of(graph), tmp_path / "float.onnx"))
+    expected, got = (
+        onnx_link(path).run(single_images(1)[0]) for path in (fp32_of(graph), tmp_path / "float.onnx")
+    )
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -66,7 +62,9 @@ def test_write_with_no_layer_in_float_leaves_every_node(graph: Int8Graph, tmp_pa
     before, after = (onnx.load(path).graph for path in (graph.path, tmp_path / "same.onnx"))
     assert list(after.node) == list(before.node)
     assert {tensor.name for tensor in after.initializer} <= {tensor.name for tensor in before.initializer}
-    expected, got = (onnx_link(path).run(images(1)[0]) for path in (graph.path, tmp_path / "same.onnx"))
+    expected, got = (
+        onnx_link(path).run(single_images(1)[0]) for path in (graph.path, tmp_path / "same.onnx")
+    )
     np.testing.assert_array_equal(got, expected)
 
 
@@ -98,17 +96,17 @@ def test_switched_computes_each_choice_as_a_graph_of_its_own_does(graph: Int8Gra
     names = {layer.name for layer in graph.layers}
     for in_float in (set(), names, {"blocks.1.attn.proj", "blocks.0.attn.logits", "patch_embed"}):
         graph.write(tmp_path / "part.onnx", in_float)
-        expected = onnx_link(tmp_path / "part.onnx").run(images(1)[0])
-        (got,) = switched.run(images(1)[0], names - in_float)
+        expected = onnx_link(tmp_path / "part.onnx").run(single_images(1)[0])
+        (got,) = switched.run(single_images(1)[0], names - in_float)
         # Two graphs round sums differently, which moves an activation by a step of its scale here and there.
         np.testing.assert_allclose(got, expected, atol=1e-5 if in_float == names else 0.02)
 
 
 def test_switched_shows_what_layers_put_out(graph: Int8Graph) -> None:
     switched = graph.switched(threads=1)
-    _, plain = switched.run(images(1)[0], [], ["blocks.0.mlp.fc1"])
-    _, noisy = switched.run(images(1)[0], ["blocks.0.mlp.fc1"], ["blocks.0.mlp.fc1"])
-    _, other = switched.run(images(1)[0], ["blocks.1.mlp.fc1"], ["blocks.0.mlp.fc1"])
+    _, plain = switched.run(single_images(1)[0], [], ["blocks.0.mlp.fc1"])
+    _, noisy = switched.run(single_images(1)[0], ["blocks.0.mlp.fc1"], ["blocks.0.mlp.fc1"])
+    _, other = switched.run(single_images(1)[0], ["blocks.1.mlp.fc1"], ["blocks.0.mlp.fc1"])
     assert plain.shape == (1, 17, 40)
     assert 0 < np.abs(noisy - plain).max() < 0.1
     np.testing.assert_array_equal(other, plain)

@@ -7,20 +7,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from toy_vits import toy_model, toy_plan
+from toy_vits import single_images, toy_model, toy_plan
 
 from edgevit.errors import ExportError, ImagesError
 from edgevit.export.links import first_not_finite, onnx_link
 from edgevit.export.onnx import ExportOptions, export_onnx
-from edgevit.export.parity import Batch
 from edgevit.export.precision import quantise, require_nncf
 from edgevit.models.anatomy import slim_arch
 from edgevit.plan import Counts
-
-
-def images(count: int) -> list[Batch]:
-    generator = np.random.default_rng(0)
-    return list(generator.standard_normal((count, 1, 3, 16, 16)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +27,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def int8(fp32: Path) -> Path:
     path = fp32.with_name("int8.onnx")
-    quantise(fp32, images(8), path, smooth=False)
+    quantise(fp32, single_images(8), path, smooth=False)
     return path
 
 
@@ -62,7 +56,7 @@ def test_quantise_leaves_products_that_merge_tokens_in_float(tmp_path: Path) -> 
     dense = toy_model()
     plan = toy_plan(dense, Counts(tokens=[13, 10, 10]))
     export_onnx(toy_model(slim_arch(dense.arch, plan)), tmp_path / "fp32.onnx", ExportOptions())
-    quantise(tmp_path / "fp32.onnx", images(8), tmp_path / "int8.onnx", smooth=False)
+    quantise(tmp_path / "fp32.onnx", single_images(8), tmp_path / "int8.onnx", smooth=False)
     graph = onnx.load(tmp_path / "int8.onnx").graph
     made_by = {output: node.op_type for node in graph.node for output in node.output}
     merging = [node for node in graph.node if "mat_mul" in node.name and node.op_type == "MatMul"]
@@ -73,7 +67,7 @@ def test_quantise_leaves_products_that_merge_tokens_in_float(tmp_path: Path) -> 
 
 
 def test_quantise_computes_nearly_what_the_graph_did(fp32: Path, int8: Path) -> None:
-    sample = np.concatenate(images(8))
+    sample = np.concatenate(single_images(8))
     expected, got = (
         np.concatenate([onnx_link(path).run(image[None]) for image in sample]) for path in (fp32, int8)
     )
@@ -84,16 +78,16 @@ def test_quantise_computes_nearly_what_the_graph_did(fp32: Path, int8: Path) -> 
 def test_quantise_keeps_the_blocks_that_parity_looks_at(int8: Path) -> None:
     block = onnx_link(int8).at
     assert block is not None
-    assert block("blocks.1")(images(1)[0]).shape == (1, 17, 24)
+    assert block("blocks.1")(single_images(1)[0]).shape == (1, 17, 24)
 
 
 def test_quantise_twice_gives_the_same_bytes(fp32: Path, int8: Path, tmp_path: Path) -> None:
-    quantise(fp32, images(8), tmp_path / "again.onnx", smooth=False)
+    quantise(fp32, single_images(8), tmp_path / "again.onnx", smooth=False)
     assert (tmp_path / "again.onnx").read_bytes() == int8.read_bytes()
 
 
 def test_quantise_smooth_multiplies_activations_first(fp32: Path, int8: Path, tmp_path: Path) -> None:
-    quantise(fp32, images(8), tmp_path / "smooth.onnx", smooth=True)
+    quantise(fp32, single_images(8), tmp_path / "smooth.onnx", smooth=True)
     plain, smooth = (
         sum(node.op_type == "Mul" for node in onnx.load(path).graph.node)
         for path in (int8, tmp_path / "smooth.onnx")
@@ -121,19 +115,19 @@ def test_quantise_weights_that_are_not_finite_are_named(fp32: Path, tmp_path: Pa
     weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
     (tmp_path / "fp32.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match=r"blocks\.1\.mlp\.fc1\.weight holds NaN or infinity"):
-        quantise(tmp_path / "fp32.onnx", images(2), tmp_path / "int8.onnx", smooth=False)
-    assert first_not_finite(tmp_path / "fp32.onnx", images(1)[0]) == "blocks.1.mlp.fc1"
+        quantise(tmp_path / "fp32.onnx", single_images(2), tmp_path / "int8.onnx", smooth=False)
+    assert first_not_finite(tmp_path / "fp32.onnx", single_images(1)[0]) == "blocks.1.mlp.fc1"
 
 
 def test_first_not_finite_of_a_sound_graph_is_an_error(fp32: Path) -> None:
     with pytest.raises(ValueError, match="every value is finite"):
-        first_not_finite(fp32, images(1)[0])
+        first_not_finite(fp32, single_images(1)[0])
 
 
 def test_quantise_graph_for_several_images_is_refused(tmp_path: Path) -> None:
     export_onnx(toy_model(), tmp_path / "fp32.onnx", ExportOptions(batch=2))
     with pytest.raises(ExportError, match=r"one image at a time, and this graph takes 2"):
-        quantise(tmp_path / "fp32.onnx", images(2), tmp_path / "int8.onnx", smooth=False)
+        quantise(tmp_path / "fp32.onnx", single_images(2), tmp_path / "int8.onnx", smooth=False)
 
 
 def test_quantise_without_nncf_says_how_to_get_it(
@@ -141,7 +135,7 @@ def test_quantise_without_nncf_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)  # an import of it raises then
     with pytest.raises(ExportError, match=r"pip install 'edgevit\[int8\]'"):
-        quantise(fp32, images(2), tmp_path / "int8.onnx", smooth=False)
+        quantise(fp32, single_images(2), tmp_path / "int8.onnx", smooth=False)
 
 
 def test_require_nncf_where_it_is_not_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

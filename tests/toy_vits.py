@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgevit.export.parity import Batch
 from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimViT
@@ -92,6 +94,11 @@ def fewer_tokens(plan: Plan, place: int | None, tokens: int, choice: Choice | No
 def noise_images(count: int, arch: Arch = ARCH, seed: int = 1) -> Tensor:
     """Return images of independent pixels."""
     return torch.randn(count, *arch.image, generator=torch.Generator().manual_seed(seed))
+
+
+def single_images(count: int, arch: Arch = ARCH) -> list[Batch]:
+    """Return images of independent pixels one by one, [1, C, H, W] each, float32, as runtimes take them."""
+    return list(np.random.default_rng(0).standard_normal((count, 1, *arch.image)).astype(np.float32))
 
 
 def few_cause_images(count: int, arch: Arch = ARCH, seed: int = 2, causes: int = 6) -> Tensor:
