@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
-from test_export_onnx import ARCH, DENSE, exported
+from toy_graphs import ARCH, DENSE, exported
 
 from edgevit.board import read_machine
 from edgevit.export.precision import quantise

@@ -7,8 +7,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from test_export_onnx import ARCH, ARCHS, FORMS, exported, make
 from torch.utils.flop_counter import FlopCounterMode
+from toy_graphs import ARCH, ARCHS, FORMS, exported, random_model
 
 from edgevit.cost import model_cost
 from edgevit.errors import ExportError
@@ -18,7 +18,7 @@ from edgevit.models.arch import Arch
 
 def torch_macs(arch: Arch) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        make(arch)(torch.zeros(1, *arch.image))
+        random_model(arch)(torch.zeros(1, *arch.image))
     return int(counter.get_total_flops()) // 2  # it counts a multiply-accumulate as two
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from test_export_onnx import ARCHS, exported
+from toy_graphs import ARCHS, exported
 from toy_vits import single_images, toy_model
 
 from edgevit.errors import ImagesError

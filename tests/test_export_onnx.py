@@ -1,15 +1,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +12,8 @@ import onnx_ir as ir
 import openvino
 import pytest
 import torch
-from toy_ccts import CCT_ARCH
 from toy_dinos import toy_dino
-from toy_swins import SWIN
-from toy_vits import ARCH as TOY
+from toy_graphs import ARCH, ARCHS, FORMS, MERGED, exported, noise, random_model
 from toy_vits import toy_plan
 
 import edgevit
@@ -33,129 +26,22 @@ from edgevit.export.onnx import ExportOptions, export_onnx
 from edgevit.export.opset import to_older_opset
 from edgevit.export.parity import TORCH_TO_ONNX, check_parity, limits_for
 from edgevit.export.verify import check_dims
-from edgevit.models.arch import Arch, BlockDims
+from edgevit.models.arch import Arch
 from edgevit.models.families import from_timm
 from edgevit.models.layers import SlimViT
-from edgevit.plan import Choice, Counts
+from edgevit.plan import Counts
 from edgevit.slim.select import slim_by_selection
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-DENSE = BlockDims(heads=2, qk_dim=6, vo_dim=6, hidden=16, tokens_in=17, tokens_out=17, queries=17, embed=24)
-ARCH = replace(TOY, image=(3, 32, 32), patch=(8, 8), scale=0.3, blocks=(DENSE, DENSE))
-MERGED = replace(
-    ARCH,
-    blocks=(
-        replace(DENSE, qk_dim=4, vo_dim=5, hidden=7, tokens_out=12),
-        replace(DENSE, tokens_in=12, queries=12, tokens_out=9),
-        replace(DENSE, tokens_in=9, queries=1, tokens_out=1),
-    ),
-)
-ARCHS = {
-    "dense": ARCH,
-    "slim": replace(ARCH, blocks=(DENSE, replace(DENSE, heads=1, qk_dim=3, vo_dim=5, hidden=7))),
-    "merged": MERGED,
-    "distilled": replace(
-        ARCH,
-        prefix=2,
-        reads="class+distillation",
-        activation="quick-gelu",
-        blocks=(replace(DENSE, tokens_in=18, tokens_out=2, queries=2),),
-    ),
-    "mean-merged": replace(
-        MERGED, reads="mean", norm="after-pool", pre_norm=True, qk_norm=True, blocks=MERGED.blocks[:2]
-    ),
-    "registers": replace(
-        ARCH,
-        prefix=3,
-        reads="mean+prefix",
-        qkv_bias=False,
-        activation="gelu-tanh",
-        blocks=(replace(DENSE, tokens_in=19, tokens_out=19, queries=19),),
-    ),
-    "swin": replace(
-        SWIN,
-        blocks=tuple(
-            replace(block, heads=1 + index, qk_dim=5, vo_dim=6 + index, hidden=9)
-            for index, block in enumerate(SWIN.blocks)
-        ),
-    ),
-    "gated": replace(
-        ARCH, gated=True, activation="silu", blocks=(DENSE, replace(DENSE, heads=1, qk_dim=3, hidden=7))
-    ),
-    "cct": replace(
-        CCT_ARCH,
-        blocks=(
-            replace(CCT_ARCH.blocks[0], heads=2, qk_dim=5, hidden=7, tokens_out=11),
-            replace(CCT_ARCH.blocks[1], vo_dim=3, tokens_in=11, tokens_out=11, queries=11),
-        ),
-    ),
-    "chosen": replace(
-        ARCH,
-        choice=Choice("cells", "knn"),
-        blocks=(
-            replace(DENSE, tokens_in=14, queries=14, tokens_out=11, choice=Choice("clusters")),
-            replace(DENSE, tokens_in=11, queries=11, tokens_out=8, choice=Choice("drop")),
-        ),
-    ),
-    "mean-chosen": replace(
-        ARCH,
-        prefix=0,
-        reads="mean",
-        choice=Choice("clusters", "count", similar=0.1),
-        blocks=(replace(DENSE, tokens_in=9, queries=9, tokens_out=9),),
-    ),
-    "input-merged": replace(ARCH, blocks=(replace(DENSE, tokens_in=11, queries=11, tokens_out=11),)),
-    "no-prefix": replace(
-        ARCH,
-        prefix=0,
-        reads="mean",
-        activation="silu",
-        blocks=(replace(DENSE, tokens_in=16, tokens_out=16, queries=16),),
-    ),
-}
-
-RARE = {"registers", "no-prefix", "input-merged"}  # their exports are tested with --slow
-
-
-def make(arch: Arch, seed: int = 0) -> SlimViT:
-    """Return a model whose every weight, bias and norm is random and not 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    model = SlimViT(arch).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def noise(arch: Arch, batch: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(1).standard_normal((batch, *arch.image), np.float32)
-
-
-@cache
-def _bytes(arch: Arch, options: str) -> bytes:
-    """Export once for all tests: an export takes a second, and the same one gives the same bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(make(arch), path, ExportOptions(**json.loads(options)))
-        return path.read_bytes()
-
-
-def exported(tmp_path: Path, arch: Arch, **options: Any) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(_bytes(arch, json.dumps(options, sort_keys=True)))
-    return path
 
 
 def assert_equal_to_torch(path: Path, arch: Arch, batch: int) -> None:
-    batches = [noise(arch, batch)]
-    check_parity(torch_link(make(arch)), onnx_link(path, 1), batches, limits_for(arch, TORCH_TO_ONNX), arch)
+    link, limits = torch_link(random_model(arch)), limits_for(arch, TORCH_TO_ONNX)
+    check_parity(link, onnx_link(path, 1), [noise(arch, batch)], limits, arch)
 
 
 def kinds(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-FORMS = [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in ARCHS]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -329,7 +215,7 @@ def test_openvino_gives_the_outputs_of_torch(tmp_path: Path, name: str) -> None:
     path = exported(tmp_path, ARCHS[name])
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     image = noise(ARCHS[name])
-    expected = torch_link(make(ARCHS[name])).run(image)
+    expected = torch_link(random_model(ARCHS[name])).run(image)
     np.testing.assert_allclose(compiled([image])[0], expected, rtol=1e-3, atol=1e-3)
 
 
@@ -356,7 +242,7 @@ def test_runtimes_choose_alike_among_equal_patches(tmp_path: Path, name: str) ->
     images = np.ones((24, 3, 32, 32), np.float32)
     for index, image in enumerate(images):
         image[:, index : index + 8, 2 * index // 3 : 2 * index // 3 + 8] = noise(ARCH)[0, :, :8, :8]
-    expected = torch_link(make(ARCHS[name])).run(images)
+    expected = torch_link(random_model(ARCHS[name])).run(images)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for found in (onnx_link(path, 1).run(images), compiled([images])[0]):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
@@ -393,7 +279,9 @@ def test_export_leaves_nothing_of_the_exporter_in_the_file(tmp_path: Path) -> No
 
 
 def test_export_says_nothing_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export_onnx(make(ARCH), tmp_path / "model.onnx", ExportOptions())  # warnings are errors in these tests
+    export_onnx(
+        random_model(ARCH), tmp_path / "model.onnx", ExportOptions()
+    )  # warnings are errors in these tests
     assert capfd.readouterr() == ("", "")
 
 
@@ -402,8 +290,8 @@ def test_export_from_another_process_and_folder_gives_the_same_bytes(tmp_path: P
     there = tmp_path / "elsewhere" / "other.onnx"
     there.parent.mkdir()
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; from test_export_onnx import *;"
-        "export_onnx(make(MERGED), Path(sys.argv[3]), ExportOptions())"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; from toy_graphs import *;"
+        "export_onnx(random_model(MERGED), Path(sys.argv[3]), ExportOptions())"
     )
     command = [sys.executable, "-c", code, str(CHECKOUT), str(CHECKOUT / "tests"), str(there)]
     done = subprocess.run(command, cwd=there.parent, capture_output=True, text=True, check=False)
@@ -417,7 +305,7 @@ def test_export_above_the_limit_puts_weights_in_one_file_beside(
 ) -> None:
     monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 1000)
     path = tmp_path / "model.onnx"
-    export_onnx(make(ARCH), path, ExportOptions())
+    export_onnx(random_model(ARCH), path, ExportOptions())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     check_dims(path, ARCH)
     assert_equal_to_torch(path, ARCH, batch=1)

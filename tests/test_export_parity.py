@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_export_onnx import ARCH, MERGED, exported, make, noise
+from toy_graphs import ARCH, MERGED, exported, noise, random_model
 
 from edgevit.errors import ExportError, ParityError
 from edgevit.export.links import cut_after, onnx_link, torch_link
@@ -54,7 +54,7 @@ def _batches(images: int, marked: int) -> list[Batch]:
 
 
 def test_parity_of_a_model_with_itself_is_exact() -> None:
-    link = torch_link(make(ARCH))
+    link = torch_link(random_model(ARCH))
     found = parity(link.run, link.run, [noise(ARCH, 2), noise(ARCH, 1)], 1e-4)
     assert (found.images, found.max_abs, found.mean_abs) == (3, 0, 0)
     assert (found.top1_agreement, found.outliers) == (1, 0)
@@ -82,7 +82,7 @@ def test_parity_of_outputs_of_other_shapes_is_refused() -> None:
 
 
 def test_parity_on_no_image_is_refused() -> None:
-    link = torch_link(make(ARCH))
+    link = torch_link(random_model(ARCH))
     with pytest.raises(ParityError, match="expected one image or more to compare on, got none"):
         parity(link.run, link.run, [], 1e-4)
 
@@ -102,17 +102,17 @@ def test_check_parity_of_a_wrong_weight_names_the_first_diverging_block(
     path = _bent(exported(tmp_path, ARCH), weight)
     message = rf"model\.onnx against the torch model: {where} is the first that differs"
     with pytest.raises(ParityError, match=message):
-        check_parity(torch_link(make(ARCH)), onnx_link(path, 1), [noise(ARCH)], LIMITS, ARCH)
+        check_parity(torch_link(random_model(ARCH)), onnx_link(path, 1), [noise(ARCH)], LIMITS, ARCH)
 
 
 def test_check_parity_finds_the_image_in_a_batch(tmp_path: Path) -> None:
     path = _bent(exported(tmp_path, ARCH, batch=2), "blocks.1.norm2.bias")
     with pytest.raises(ParityError, match=r"blocks\.1 is the first"):
-        check_parity(torch_link(make(ARCH)), onnx_link(path, 1), [noise(ARCH, 2)], LIMITS, ARCH)
+        check_parity(torch_link(random_model(ARCH)), onnx_link(path, 1), [noise(ARCH, 2)], LIMITS, ARCH)
 
 
 def test_check_parity_of_links_without_blocks_says_only_that_outputs_differ() -> None:
-    link = torch_link(make(ARCH))
+    link = torch_link(random_model(ARCH))
     blind = Link("the artefact", lambda images: link.run(images) + 1)
     with pytest.raises(
         ParityError, match=r"the artefact against the torch model: the outputs differ\. Expected"
@@ -136,20 +136,20 @@ def test_first_block_is_where_a_reduced_input_shows() -> None:
 
 
 def test_check_parity_of_plain_model_allows_no_image() -> None:
-    link = torch_link(make(ARCH))
+    link = torch_link(random_model(ARCH))
     with pytest.raises(ParityError, match="1 of 60 images beyond"):
         check_parity(link, _jumping(link, "blocks.0"), _batches(60, 1), limits_for(ARCH, 1e-4), ARCH)
 
 
 def test_check_parity_of_merged_model_allows_few_images_that_part_at_a_merge() -> None:
-    link = torch_link(make(MERGED))
+    link = torch_link(random_model(MERGED))
     candidate = _jumping(link, "blocks.1")
     found = check_parity(link, candidate, _batches(60, 1), limits_for(MERGED, 1e-4), MERGED)
     assert (found.images, found.outliers) == (60, 1)
 
 
 def test_check_parity_of_merged_model_allows_one_of_few_images() -> None:
-    link = torch_link(make(MERGED))
+    link = torch_link(random_model(MERGED))
     found = check_parity(link, _jumping(link, "blocks.1"), _batches(32, 1), limits_for(MERGED, 1e-4), MERGED)
     assert (found.images, found.outliers) == (32, 1)
 
@@ -160,7 +160,7 @@ def test_limits_allow_more_outliers_where_many_blocks_choose() -> None:
 
 
 def test_check_parity_of_merged_model_refuses_more_images_than_the_share() -> None:
-    link = torch_link(make(MERGED))
+    link = torch_link(random_model(MERGED))
     candidate = _jumping(link, "blocks.1")
     with pytest.raises(
         ParityError, match=r"blocks\.1 is the first.*on all but 2% of the images.*2 of 60 images"
@@ -169,14 +169,14 @@ def test_check_parity_of_merged_model_refuses_more_images_than_the_share() -> No
 
 
 def test_check_parity_of_merged_model_refuses_an_image_that_parts_elsewhere() -> None:
-    link = torch_link(make(MERGED))
+    link = torch_link(random_model(MERGED))
     candidate = _jumping(link, "blocks.2")  # merges nothing
     with pytest.raises(ParityError, match=r"blocks\.2 is the first"):
         check_parity(link, candidate, _batches(60, 1), limits_for(MERGED, 1e-4), MERGED)
 
 
 def test_check_parity_with_unexplained_outliers_counts_them_alone() -> None:
-    link = torch_link(make(MERGED))
+    link = torch_link(random_model(MERGED))
     candidate = _jumping(link, "blocks.2")
     limits = replace(limits_for(MERGED, 1e-4), explained=False)
     assert check_parity(link, candidate, _batches(60, 1), limits, MERGED).outliers == 1
@@ -196,7 +196,7 @@ def test_check_parity_tolerance_grows_with_the_logits() -> None:
 def test_cut_after_a_block_gives_what_leaves_it(tmp_path: Path) -> None:
     path, cut = exported(tmp_path, MERGED), tmp_path / "cut.onnx"
     cut_after(path, "blocks.1", cut)
-    expected = torch_link(make(MERGED)).at
+    expected = torch_link(random_model(MERGED)).at
     assert expected is not None
     np.testing.assert_allclose(
         onnx_link(cut, 1).run(noise(MERGED)), expected("blocks.1")(noise(MERGED)), atol=1e-5

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from test_export_onnx import ARCH, exported
+from toy_graphs import ARCH, exported
 
 from edgevit.errors import ExportError
 from edgevit.export.verify import check_dims

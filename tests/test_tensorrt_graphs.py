@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from real_tensorrt import WITHOUT_GPU, show_graphs
-from test_export_onnx import ARCHS, RARE, exported, make
 from toy_ccts import CCT_ARCH
 from toy_choosers import chooser
 from toy_dinos import toy_dino
+from toy_graphs import ARCHS, RARE, exported, random_model
 from toy_streams import some_channels
 from toy_swins import SWIN
 from toy_vits import toy_model, toy_plan
@@ -177,7 +177,7 @@ def cuts_of(dense: SlimViT, cuts: dict[str, Counts]) -> Iterator[tuple[str, Slim
 
 def test_engines_shrink_with_the_model_and_with_its_precision(tmp_path: Path) -> None:
     block = replace(ARCHS["dense"].blocks[0], heads=4, qk_dim=64, vo_dim=64, hidden=1024, embed=256)
-    dense = make(replace(ARCHS["dense"], blocks=(block,) * 4))
+    dense = random_model(replace(ARCHS["dense"], blocks=(block,) * 4))
     sizes = sizes_of_engines(tmp_path, cuts_of(dense, {"slim": Counts(qk_dim=32, vo_dim=32, hidden=512)}))
     for precision in PRECISIONS:
         assert sizes["slim", precision] < 0.9 * sizes["dense", precision]
