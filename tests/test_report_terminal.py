@@ -7,7 +7,16 @@ from rich.console import Console
 from sample_report import int8_facts, report, result
 
 from edgevit.report import phrases
-from edgevit.report.model import BudgetFacts, Report, Speedup, TableFacts, TimedWhole, TuneFacts
+from edgevit.report.model import (
+    BudgetFacts,
+    NotBuilt,
+    PreflightFacts,
+    Report,
+    Speedup,
+    TableFacts,
+    TimedWhole,
+    TuneFacts,
+)
 from edgevit.report.terminal import render, render_comparison, render_int8
 
 NARROW = """\
@@ -177,6 +186,55 @@ def test_findings_say_what_the_training_changed_of_unlabelled_images() -> None:
     )  # fmt: skip
     found = phrases.findings(report(labelled=False).model_copy(update={"tune": facts}))
     assert "The training took agreement from 80.0% to 94.3% (openvino-cpu bf16)." in found
+
+
+KITS_ALONE = """\
+deit-tiny-orin  deit_tiny_patch16_224, weights: deit_tiny.safetensors
+Warning: 2 of 650 evaluation images were corrupt and skipped
+model     MACs   params
+───────────────────────
+dense  1.254 G  5.717 M
+slim   0.780 G  3.902 M
+
+orin-nano fp32 and fp16 not built: it runs elsewhere.
+orin-nano int8 not built: no calibration images.
+Graphs for orin-nano, fp32 and fp16 dense: accepted by the parser of tensorrt
+10.15.
+Graphs for orin-nano, fp16 slim: tensorrt 10.15 refused it: blocks.3.mlp: no
+such operator.
+Graphs for orin-nano, int8: not checked: no parser could be asked.
+"""
+
+
+def test_render_of_a_build_for_boards_shows_the_models_and_says_each_thing_once() -> None:
+    missing = [
+        ("fp32", "it runs elsewhere"),
+        ("fp16", "it runs elsewhere"),
+        ("int8", "no calibration images"),
+    ]
+    asked = {"target": "orin-nano", "parser": "tensorrt 10.15", "outcome": "accepted", "why": ""}
+    refused = asked | {"outcome": "refused", "why": "blocks.3.mlp: no such operator"}
+    unasked = asked | {"outcome": "unavailable", "parser": None, "why": "no parser could be asked"}
+    said = [
+        ("fp32", "dense", asked),
+        ("fp32", "slim", asked),
+        ("fp16", "dense", asked),
+        ("fp16", "slim", refused),
+    ]
+    said += [("int8", "dense", unasked), ("int8", "slim", unasked)]
+    made = report().model_copy(
+        update={
+            "results": (),
+            "not_built": tuple(
+                NotBuilt(target="orin-nano", precision=name, why=why) for name, why in missing
+            ),
+            "preflights": tuple(
+                PreflightFacts.model_validate({"precision": name, "side": side} | facts)
+                for name, side, facts in said
+            ),
+        }
+    )
+    assert _text(80, made) == KITS_ALONE
 
 
 def test_findings_of_a_refusal_for_its_timing_say_so_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgevit.report.model import (
     BudgetFacts,
     Drop,
@@ -289,10 +291,9 @@ def findings(report: Report) -> list[str]:
         if r.verdict == "untrusted" and r not in offered and r.why not in (r.refused or "")
     ]
     untrusted = [f"{label(r)} untrusted: {r.why}." for r in others]
-    missing = [f"{item.target} {item.precision} not built: {item.why}." for item in report.not_built]
     limited = [int8(f) for f in report.int8 if any(layer.returned is not None for layer in f.layers)]
     kept = [*said, *trained, *budget(report), *none, *refused, *untrusted]
-    return [*kept, *missing, *limited, *_unjudged(report), *_parsers(report)]
+    return [*kept, *_missing(report), *limited, *_unjudged(report), *_parsers(report)]
 
 
 _ACCURACY_GATES = ("max_drop", "min_agreement")
@@ -319,16 +320,33 @@ def _unjudged(report: Report) -> list[str]:
     return said
 
 
+def _missing(report: Report) -> list[str]:
+    """Say which candidates there is no artefact of, and why."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in report.not_built:
+        alike.setdefault((one.target, one.why), []).append(one.precision)
+    return [f"{target} {_listed(names)} not built: {why}." for (target, why), names in alike.items()]
+
+
 def _parsers(report: Report) -> list[str]:
-    """Say which parser took both graphs of a target, or what it said of the one that it did not take."""
-    said = []
+    """Say what a parser said of the graphs of each target; both sides where none is named."""
+    alike: dict[tuple[str, str], dict[str, list[str]]] = {}
     for one in report.preflights:
-        if one.outcome != "accepted":
-            asked = f"{one.parser} {one.outcome} it" if one.parser else "not checked"
-            said.append(f"{one.target} {one.precision}, {one.side} graph: {asked}: {one.why}.")
-    taken = [one for one in report.preflights if one.outcome == "accepted"]
-    parsers = dict.fromkeys((one.target, one.precision, one.parser) for one in taken)
-    for target, precision, parser in parsers:
-        sides = " and ".join(one.side for one in taken if (one.target, one.precision) == (target, precision))
-        said.append(f"{target} {precision}: the parser of {parser} accepts the graph of {sides}.")
-    return said
+        asked = f"{one.parser} {one.outcome} it" if one.parser else "not checked"
+        said = f"{asked}: {one.why}"
+        if one.outcome == "accepted":
+            said = f"accepted by the parser of {one.parser}"
+        alike.setdefault((one.target, said), {}).setdefault(one.precision, []).append(one.side)
+    return [
+        f"Graphs for {target}, {_listed([_of_sides(*one) for one in found.items()])}: {said}."
+        for (target, said), found in alike.items()
+    ]
+
+
+def _of_sides(precision: str, sides: list[str]) -> str:
+    return precision if len(sides) > 1 else f"{precision} {sides[0]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Write names as "fp32, fp16 and int8"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -11,7 +11,15 @@ from rich.text import Text
 
 from edgevit.report import phrases
 from edgevit.report.comparison import fastest_first
-from edgevit.report.model import ArtefactFacts, Latency, Report, Result, SlimFacts
+from edgevit.report.model import (
+    ArtefactFacts,
+    Latency,
+    ModelSize,
+    ModelSizes,
+    Report,
+    Result,
+    SlimFacts,
+)
 from edgevit.report.sweep import Sweep, SweepLatency, SweepPoint, SweepResult
 
 _WIDE = 140
@@ -27,7 +35,9 @@ def render(report: Report, console: Console) -> None:
     console.print(Text.assemble((report.name, "bold"), f"  {source.name}, weights: {source.weights}"))
     for warning in report.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
-    if console.width >= _WIDE:
+    if not report.results:
+        console.print(_models(report))
+    elif console.width >= _WIDE:
         console.print(_everything(report))
     else:
         console.print(_sizes(report))
@@ -131,6 +141,14 @@ def _table(*headers: str) -> Table:
     return table
 
 
+def _models(report: Report) -> Table:
+    """Return the sizes of the models, where no artefact was measured here."""
+    table, models = _table("model", "MACs", "params"), report.models
+    for side, model in (("dense", models.dense), ("slim", models.slim)):
+        table.add_row(side, *_model_cells(models, model))
+    return table
+
+
 def _everything(report: Report) -> Table:
     table = _table(
         "candidate", "model", "MACs", "params", "file", "top-1", "agree",
@@ -167,12 +185,16 @@ def _size_cells(report: Report, result: Result, side: str) -> list[str]:
     agreement = artefact.agreement if isinstance(artefact, SlimFacts) else None
     return [
         side,
-        phrases.count(model.macs, report.models.dense.macs),
-        phrases.count(model.params, report.models.dense.params),
+        *_model_cells(report.models, model),
         phrases.size(artefact.bytes),
         phrases.share(artefact.top1),
         phrases.share(agreement),
     ]
+
+
+def _model_cells(models: ModelSizes, model: ModelSize) -> list[str]:
+    dense = models.dense
+    return [phrases.count(model.macs, dense.macs), phrases.count(model.params, dense.params)]
 
 
 def _times(report: Report) -> Table:
