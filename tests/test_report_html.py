@@ -188,6 +188,8 @@ def test_html_without_evaluation_has_no_tradeoff_and_without_results_no_latency(
     assert charts.tradeoff_charts([without]) == {}
     html = render_html([without.model_copy(update={"results": (), "stages": (), "machine": {}})])
     assert len(_Page(html).specs) == 1
+    assert "How it was measured" in _Page(render_html([without])).text
+    assert "How it was measured" not in _Page(html).text
     assert "evaluation none" in _Page(html).text
 
 
