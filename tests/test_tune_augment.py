@@ -11,7 +11,7 @@ from PIL import Image
 from edgevit.errors import ImagesError
 from edgevit.preprocess import Preprocess
 from edgevit.tune.augment import StandardViews
-from edgevit.tune.views import Target
+from edgevit.tune.soft_labels import SoftLabels
 
 PREPROCESS = Preprocess(16, (16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3)
 LABELS = np.array([0, 1, 2, 3, 0, 1])
@@ -23,7 +23,7 @@ def pixels(channels: int = 3) -> NDArray[np.uint8]:
 
 
 def views(seed: int = 0, smoothing: float = 0.1) -> StandardViews:
-    return StandardViews(pixels(), PREPROCESS, seed, Target(LABELS, 4, smoothing))
+    return StandardViews(pixels(), PREPROCESS, seed, SoftLabels(LABELS, 4, smoothing))
 
 
 def test_standard_views_follow_from_seed_and_epoch_whatever_was_drawn_before() -> None:

@@ -21,8 +21,8 @@ from edgevit.plan import BlockPlan, Counts, Kept, Plan
 from edgevit.progress import silent
 from edgevit.slim.select import slim_by_selection
 from edgevit.tune.gates import GatedModel, GateSearch, fold_gates, search_gates
+from edgevit.tune.soft_labels import SoftLabels
 from edgevit.tune.supervised import Supervision, cross_entropy
-from edgevit.tune.views import Target
 
 SUPERVISED = Supervision(SHORT)
 
@@ -180,5 +180,5 @@ def test_search_gates_rate_beyond_reason_says_where_it_broke(images: Images) -> 
 def test_target_smooths_labels_over_all_classes() -> None:
     import numpy as np
 
-    found = Target(np.array([1, 0]), 4, smoothing=0.2).of(np.array([0]))
+    found = SoftLabels(np.array([1, 0]), 4, smoothing=0.2).of(np.array([0]))
     assert torch.allclose(found, torch.tensor([[0.05, 0.85, 0.05, 0.05]]))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from edgevit.errors import ImagesError
 from edgevit.preprocess import Preprocess
-from edgevit.tune.views import Target
+from edgevit.tune.soft_labels import SoftLabels
 
 _RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 _JITTER = 0.3  # of brightness, contrast and saturation
@@ -57,7 +57,7 @@ class StandardViews:
     preprocess: Preprocess
     """How pixels become a model's input."""
     seed: int
-    target: Target | None = None
+    target: SoftLabels | None = None
     """Where there is one, a batch has two parts; blended images have blended targets."""
     least_area: float = 0.08
     """Share of the image that a crop has at least, 0..1; timm's own."""
@@ -77,7 +77,9 @@ class StandardViews:
         images = torch.stack([self._view(epoch, int(index)) for index in chosen])
         classes = 1 if self.target is None else self.target.classes
         labels = np.zeros(len(self), np.int64) if self.target is None else self.target.labels
-        targets = Target(labels, classes, 0.0 if self.target is None else self.target.smoothing).of(chosen)
+        targets = SoftLabels(labels, classes, 0.0 if self.target is None else self.target.smoothing).of(
+            chosen
+        )
         even = len(chosen) // 2 * 2
         if even:
             mixing = Mixup(

@@ -26,8 +26,9 @@ from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.drop_path import dropping_paths
 from edgevit.tune.loop import Trained, train_
 from edgevit.tune.objective import Objective
+from edgevit.tune.soft_labels import SoftLabels
 from edgevit.tune.supervised import cross_entropy
-from edgevit.tune.views import Plain, Subset, Target, make_views, split
+from edgevit.tune.views import Plain, Subset, make_views, split
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def distil(
     target = None
     if options.labels:
         classes = slim.arch.classes
-        target = Target(required_labels(images, classes), classes, options.smoothing)
+        target = SoftLabels(required_labels(images, classes), classes, options.smoothing)
     seed = options.training.seed
     plain = Plain(images.pixels(), images.preprocess, target)
     views = make_views(plain, options.augment, seed, options.least_area)

@@ -19,7 +19,8 @@ from edgevit.tune.drop_path import dropping_paths
 from edgevit.tune.loop import Trained, train_
 from edgevit.tune.objective import Objective
 from edgevit.tune.precision import resolve_precision
-from edgevit.tune.views import Plain, Target, make_views
+from edgevit.tune.soft_labels import SoftLabels
+from edgevit.tune.views import Plain, make_views
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train_supervised_(
         WeightsError: the checkpoint is damaged or of another training.
     """
     classes = model.arch.classes
-    target = Target(required_labels(images, classes), classes, options.smoothing)
+    target = SoftLabels(required_labels(images, classes), classes, options.smoothing)
     plain = Plain(images.pixels(), images.preprocess, target)
     views = make_views(plain, options.augment, options.training.seed, options.least_area)
     with dropping_paths(model, options.drop_path):

@@ -19,24 +19,9 @@ from edgevit.errors import ImagesError
 from edgevit.preprocess import Preprocess
 from edgevit.training import Augment
 from edgevit.tune.loop import TrainingData
+from edgevit.tune.soft_labels import SoftLabels
 
 _LOG_RATIO = math.log(4 / 3)  # of a crop's width to its height, at most, in either direction
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a model should answer for each image."""
-
-    labels: NDArray[np.int64]
-    """Class of each image, [n]."""
-    classes: int
-    smoothing: float = 0.0
-    """Share of each label that is spread over all classes, 0..1."""
-
-    def of(self, chosen: NDArray[np.int64]) -> Tensor:
-        """Return the wanted probabilities of the images `chosen`, float32 [b, K]."""
-        hot = functional.one_hot(torch.from_numpy(self.labels[chosen]), self.classes).float()
-        return hot * (1 - self.smoothing) + self.smoothing / self.classes
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,7 @@ class Plain:
     pixels: NDArray[np.uint8]
     """Decoded images, [n, H, W, C]."""
     preprocess: Preprocess
-    target: Target | None = None
+    target: SoftLabels | None = None
     """Where there is one, a batch has two parts."""
 
     def __len__(self) -> int:
@@ -123,7 +108,7 @@ class Views:
     seed: int
     least_area: float = 0.35
     """Share of the image that a crop has at least, 0..1."""
-    target: Target | None = None
+    target: SoftLabels | None = None
     """Where there is one, a batch has two parts."""
 
     def __len__(self) -> int:

@@ -27,8 +27,9 @@ from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.loop import train_
 from edgevit.tune.objective import Objective
+from edgevit.tune.soft_labels import SoftLabels
 from edgevit.tune.supervised import cross_entropy
-from edgevit.tune.views import Target, Views
+from edgevit.tune.views import Views
 
 assert cct.default_cfgs  # importing it registers CCT with timm
 SEED = 0
@@ -77,7 +78,7 @@ def train(small: SmallModel, epochs: int, folder: Path, clock: Clock, checkpoint
     model = timm.create_model(small.name, **small.options)
     preprocess = load_model(ModelSource(small.name, options=small.options)).preprocess
     images = open_set("cifar10_train_32", preprocess, None)
-    target = Target(labels_of(images), CLASSES, SMOOTHING)
+    target = SoftLabels(labels_of(images), CLASSES, SMOOTHING)
     data = Views(images.pixels(), images.preprocess, SEED, LEAST_AREA, target)
     training = Training(
         epochs=epochs,
