@@ -77,7 +77,7 @@ def plan_within_budget(
         return allocate(sensitivity, choices, limit.costs, limit.most)
 
     try:
-        found = solve(multiples, kept_fused(fusing))
+        found = solve(multiples, kept_fused(fusing, arch))
     except PlanError as error:
         whole = amount_text(limit.dense, limit.unit)
         raise PlanError(f"{limit.key}: {error}, of the dense model's {whole}.{_floor(limit)}") from error

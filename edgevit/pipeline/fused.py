@@ -42,13 +42,14 @@ def fusing_targets(inputs: Inputs) -> tuple[Fusing, ...]:
     return tuple(found)
 
 
-def kept_fused(fusing: Sequence[Fusing]) -> FitsAttention:
+def kept_fused(fusing: Sequence[Fusing], dense: Arch) -> FitsAttention:
     """Return which attention may be chosen so that every target computes it as one kernel.
 
     A rule for fewer tokens than there are binds nothing: no dims would make that attention one kernel.
     """
 
-    def fits(qk_dim: int, vo_dim: int, tokens: int) -> bool:
+    def fits(index: int, qk_dim: int, vo_dim: int) -> bool:
+        tokens = dense.blocks[index].attended
         rules = [one.rule for one in fusing if not 0 < one.rule.max_tokens < tokens]
         return all(rule.takes(qk_dim, vo_dim, tokens) for rule in rules)
 
@@ -77,5 +78,4 @@ def fused_warnings(fusing: Sequence[Fusing], dense: Arch, slim: Arch) -> Iterato
 
 
 def _is_fused(rule: FusedAttention, block: BlockDims) -> bool:
-    tokens = block.tokens_in if block.window is None else block.window.area
-    return rule.takes(block.qk_dim, block.vo_dim, tokens)
+    return rule.takes(block.qk_dim, block.vo_dim, block.attended)

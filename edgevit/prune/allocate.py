@@ -88,10 +88,10 @@ class ArchCosts:
 
 
 FitsAttention = Callable[[int, int, int], bool]
-"""Whether an attention of these QK dims and VO dims of a head, on so many tokens, may be chosen."""
+"""Whether a block, by its index, may have an attention of these QK and VO dims of a head."""
 
 
-def any_attention(qk_dim: int, vo_dim: int, tokens: int) -> bool:
+def any_attention(index: int, qk_dim: int, vo_dim: int) -> bool:
     """Let every attention be chosen."""
     return True
 
@@ -261,9 +261,9 @@ def _edges(index: int, sensitivity: Sensitivity, choices: Choices, costs: CostMo
 
 def _attentions(choices: Choices, index: int) -> Iterator[tuple[int, int, int]]:
     """Yield what the attention of a block may keep: heads, QK and VO dims of each."""
-    own, tokens = choices.blocks[index], choices.anatomy.blocks[index].tokens
+    own = choices.blocks[index]
     for heads, qk, vo in itertools.product(own.heads, own.qk_dim, own.vo_dim):
-        if (qk, vo) == (own.qk_dim[0], own.vo_dim[0]) or choices.fits(qk, vo, tokens):
+        if (qk, vo) == (own.qk_dim[0], own.vo_dim[0]) or choices.fits(index, qk, vo):
             yield heads, qk, vo
 
 
