@@ -37,6 +37,7 @@ def test_build_meets_its_budget_and_says_what_was_predicted(built: tuple[Report,
     assert facts.counted == facts.predicted == report.models.slim.macs
     assert 0.8 * facts.limit < facts.counted <= facts.limit == 0.6 * report.models.dense.macs
     assert facts.measured_kl > 0
+    assert (facts.judged, facts.judged_images) == ("evaluation", 24)
     assert facts.predicted_kl == pytest.approx(sum(block.kl for block in facts.blocks))
     assert facts.images == 64
 

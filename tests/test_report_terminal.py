@@ -325,6 +325,11 @@ def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> N
     spent, table, decided = phrases.budget(report().model_copy(update={"budget": facts}))
     assert "4.90 of at most 5.00 were planned, 5.25 measured (openvino-cpu fp32)" in spent
     assert "1.40x the dense model's speed, where 1.50x was asked" in spent
+    fitted = "KL(dense || slim) 0.03 on calibration images that it was fitted to, so more on others; the cuts"
+    assert f"{fitted} one by one add up to 0.05 on 128 calibration images, not fitted to them." in spent
+    unseen = facts.model_copy(update={"judged": "evaluation", "judged_images": 256})
+    spent, _, _ = phrases.budget(report().model_copy(update={"budget": unseen}))
+    assert "KL(dense || slim) 0.03 on 256 evaluation images, the cuts one by one add up to 0.05" in spent
     assert table == (
         "The latency table is of 32 parts, the worst of which is 2.3% off. Of 2 whole models, each predicted"
         " from the others, the one that is merged once to 60 % is farthest off: 4.0% below what it took."

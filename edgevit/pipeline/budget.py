@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.pipeline.fused import Fusing, fusing_targets, kept_fused
 from edgevit.pipeline.inputs import Inputs
+from edgevit.pipeline.judged import JUDGED, measured_kl
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions, value_sha256
 from edgevit.pipeline.latency import measure_blocks
 from edgevit.pipeline.limit import Limit, amount_text
@@ -26,14 +26,13 @@ from edgevit.plan import KINDS, Kind
 from edgevit.prune.allocate import Allocation, FitsAttention, allocate, any_attention, choices_of
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
-from edgevit.prune.sensitivity import BlockFile, CutShares, joint_kl, measure_sensitivity
+from edgevit.prune.sensitivity import BlockFile, CutShares, measure_sensitivity
 from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
 from edgevit.slim.act import require_closed_form
 from edgevit.slim.stream import tensor_batches
 from edgevit.store import JSON
 
 _FILE = "sensitivity.json"
-_KL_FILE = "kl.json"
 _ROOMS = ("prune/sensitivity", "prune/curves", "slim", "models", "preprocess")
 
 
@@ -105,11 +104,23 @@ def _floor(limit: Limit) -> str:
     )
 
 
-def budget_facts(stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[Saved, Saved]) -> BudgetFacts:
-    """Put what was predicted beside what came out: the dense and the slim model, before any training."""
+def budget_facts(
+    stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[Saved, Saved], evaluation: Images | None
+) -> BudgetFacts:
+    """Put what was predicted beside what came out: the dense and the slim model, before any training.
+
+    Args:
+        stages: runs both models.
+        inputs: the recipe.
+        found: the plan, and what it was solved from.
+        models: dense and slim.
+        evaluation: images that the slim model was not fitted to; without them it is judged on those that
+            cuts were measured on, and looks better than it is.
+    """
     budget = inputs.recipe.recipe.budget
     assert budget is not None
     (dense, slim), limit, allocation = models, found.limit, found.allocation
+    judged = found.images if evaluation is None else evaluation
     counted = None if limit.timed else limit.costs.total(slim_arch(found.dense, allocation.plan))
     parts = zip(allocation.block_costs, allocation.block_kls, strict=True)
     return BudgetFacts(
@@ -120,7 +131,9 @@ def budget_facts(stages: Stages, inputs: Inputs, found: Budgeted, models: tuple[
         predicted=allocation.cost,
         counted=counted,
         predicted_kl=allocation.kl,
-        measured_kl=_measured_kl(stages, dense, slim, found.images),
+        measured_kl=measured_kl(stages, dense, slim, judged),
+        judged="calibration" if evaluation is None else "evaluation",
+        judged_images=min(len(judged), JUDGED),
         images=len(found.images),
         table=None if limit.timed is None else _table_facts(limit.timed.table),
         blocks=tuple(BudgetBlock(cost=cost, kl=kl) for cost, kl in parts),
@@ -200,21 +213,3 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
 
     folder = stages.run("sensitivity", key, make, shared=True)
     return sensitivity_of((folder / _FILE).read_text(encoding="utf-8"))
-
-
-def _measured_kl(stages: Stages, dense: Saved, slim: Saved, images: Images) -> float:
-    """Return KL(dense || slim) of the whole plan on the images that its cuts were measured on."""
-    key: dict[str, JSON] = {
-        "dense": dense.sha256,
-        "slim": slim.sha256,
-        "images": images_key(images),
-        "versions": library_versions(("torch", "numpy")),
-        "code": code_sha256("prune/sensitivity", "models"),
-    }
-
-    def make(folder: Path) -> None:
-        found = joint_kl(dense.loaded.model, slim.loaded.model, tensor_batches(images))
-        (folder / _KL_FILE).write_text(json.dumps({"kl": found}) + "\n", encoding="utf-8")
-
-    folder = stages.run("judge", key, make)
-    return float(json.loads((folder / _KL_FILE).read_text(encoding="utf-8"))["kl"])

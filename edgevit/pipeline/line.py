@@ -100,7 +100,10 @@ def _make_models(stages: Stages, inputs: Inputs) -> _Made:
     plan, budgeted = decide(stages, inputs, start)
     plan_file = keep_plan(stages, plan)
     made, dense = make_slim(stages, inputs, start, plan), start.dense
-    budget = None if budgeted is None else budget_facts(stages, inputs, budgeted, (dense, made.untuned))
+    budget = None
+    if budgeted is not None:
+        models = dense, made.untuned
+        budget = budget_facts(stages, inputs, budgeted, models, start.sets.evaluation)
     archs = Archs(dense.loaded.model.arch, made.slim.loaded.model.arch)
     random = dense.loaded.random_weights
     searches = start.searched.facts

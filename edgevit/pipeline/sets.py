@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgevit.cost import model_cost
 from edgevit.errors import ImagesError
 from edgevit.images import Images, check_labels, open_images, required_labels
 from edgevit.methods import learning_methods, need_images
@@ -17,8 +18,11 @@ from edgevit.pipeline.stages import Stages
 from edgevit.tune.views import split
 
 _BATCH = 32
-_JUDGING = 128
-"""Images on which a budget's cuts are measured; the time that takes is proportional to them."""
+_JUDGING, _JUDGING_LARGE, _LARGE = 256, 128, 10e9
+"""Images on which a budget's cuts are measured, and on a model of more MACs than the last number says.
+
+The time that takes is proportional to them: minutes for DeiT-T, the better part of an hour for DeiT-B.
+"""
 _SEEN_SHARE = 0.01
 """Of the evaluation images that may be among those learnt from."""
 
@@ -63,7 +67,8 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
         )
         _check_labels(inputs, evaluation, dense.loaded.model.arch.classes)
     if recipe.budget is not None and recipe.calibration is not None:
-        judging = drawn.draw(min(_JUDGING, recipe.calibration.images), "")
+        large = model_cost(dense.loaded.model.arch).total.macs > _LARGE
+        judging = drawn.draw(min(_JUDGING_LARGE if large else _JUDGING, recipe.calibration.images), "")
     sets = Sets(calibration, evaluation, tuning, judging, searching)
     _refuse_seen(inputs, sets)
     named = {id(evaluation): ("evaluation", evaluation), id(tuning): ("tuning", tuning)}

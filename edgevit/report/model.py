@@ -429,8 +429,13 @@ class BudgetFacts(Part):
     predicted_kl: Annotated[float, Field(ge=0.0)]
     """Sum over all cuts, each measured alone: later blocks repair part of it."""
     measured_kl: Annotated[float, Field(ge=0.0)]
-    """Of the slim model before any training, on the same images."""
+    """Of the slim model before any training."""
+    judged: Literal["evaluation", "calibration"] = "calibration"
+    """Which images that was measured on. To those of calibration it was fitted: on others it is more."""
+    judged_images: Count | None = None
+    """How many; null in reports that did not say."""
     images: Count
+    """On which cuts were measured, of the calibration set."""
     blocks: tuple[BudgetBlock, ...]
     decisions: tuple[str, ...]
     """The large ones, a sentence each."""

@@ -182,12 +182,17 @@ def budget(report: Report) -> list[str]:
     facts = report.budget
     if facts is None:
         return []
-    kl = (
-        f"KL(dense || slim) {facts.measured_kl:.3g} on the {facts.images} images that cuts were measured on,"
-        f" where the cuts one by one add up to {facts.predicted_kl:.3g}"
-    )
     table = [] if facts.table is None else [_table(facts.table)]
-    return [f"Budget: {_spent(facts)}; {kl}.", *table, " ".join(facts.decisions)]
+    return [f"Budget: {_spent(facts)}; {_judged(facts)}.", *table, " ".join(facts.decisions)]
+
+
+def _judged(facts: BudgetFacts) -> str:
+    """Say how far the slim model's answers are from the dense one's, and on which images."""
+    kl = f"KL(dense || slim) {facts.measured_kl:.3g}"
+    alone = f"the cuts one by one add up to {facts.predicted_kl:.3g} on {facts.images} calibration images"
+    if facts.judged == "evaluation":
+        return f"{kl} on {facts.judged_images} evaluation images, {alone}"
+    return f"{kl} on calibration images that it was fitted to, so more on others; {alone}, not fitted to them"
 
 
 def _table(facts: TableFacts) -> str:

@@ -85,7 +85,7 @@ class SweepPoint(Part):
     slim: ModelSize | None = None
     """Null where it was not built, as is what follows."""
     kl: float | None = Field(default=None, ge=0.0)
-    """KL(dense || slim) before any training, nats, on the images that cuts were measured on."""
+    """KL(dense || slim) before any training, nats, on the images that its report names."""
     results: tuple[SweepResult, ...] = ()
 
 

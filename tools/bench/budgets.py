@@ -35,7 +35,7 @@ SECTION, REQUESTS_SECTION, PROMISE_SECTION = "budgets", "budget-requests", "budg
 REQUESTS = (1.2, 1.4, 1.6, 1.8, 2.0)
 WITHIN = Bound(0.93, 1.07)
 CALIBRATION = 1000
-JUDGED = 128
+JUDGED = 256
 """Images that a request is slimmed with: those that cuts are measured on, as only its time is looked at."""
 WANTED_MINUTES = Bound(high=5.0)
 WANTED_SENSITIVITY = Bound(high=6.0)

@@ -1,0 +1,50 @@
+"""How far a slim model's answers are from the dense one's, on a few images; no labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgevit.images import Images
+from edgevit.pipeline.keys import code_sha256, images_key, library_versions
+from edgevit.pipeline.models import Saved
+from edgevit.pipeline.stages import Stages
+from edgevit.prune.sensitivity import joint_kl
+from edgevit.slim.stream import BATCH, tensor_batches
+from edgevit.store import JSON
+
+JUDGED = 256
+"""Images on which a whole plan is judged, at most."""
+_FILE = "kl.json"
+
+
+def measured_kl(stages: Stages, dense: Saved, slim: Saved, images: Images) -> float:
+    """Return KL(dense || slim) of the whole plan on at most `JUDGED` images, spread over all of them."""
+    key: dict[str, JSON] = {
+        "dense": dense.sha256,
+        "slim": slim.sha256,
+        "images": images_key(images),
+        "judged": JUDGED,
+        "versions": library_versions(("torch", "numpy")),
+        "code": code_sha256("prune/sensitivity", "pipeline/judged", "models"),
+    }
+
+    def make(folder: Path) -> None:
+        found = joint_kl(dense.loaded.model, slim.loaded.model, spread_batches(images, JUDGED))
+        (folder / _FILE).write_text(json.dumps({"kl": found}) + "\n", encoding="utf-8")
+
+    folder = stages.run("judge", key, make)
+    return float(json.loads((folder / _FILE).read_text(encoding="utf-8"))["kl"])
+
+
+def spread_batches(images: Images, count: int) -> Iterator[Tensor]:
+    """Yield at most `count` images, float32 [b, C, H, W], spread evenly over all of them."""
+    wanted = torch.zeros(len(images), dtype=torch.bool)
+    wanted[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()] = True
+    for batch, chosen in zip(tensor_batches(images), wanted.split(BATCH), strict=True):
+        if chosen.any():
+            yield batch[chosen]
