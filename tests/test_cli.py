@@ -511,6 +511,12 @@ def test_targets_board_is_by_kit_and_says_how() -> None:
     assert "`edgevit build` writes a build kit for it" in " ".join(result.stdout.split())
 
 
+def test_targets_that_lack_the_same_say_so_once() -> None:
+    said = " ".join(edgevit("targets", "jetson-orin-nano", "jetson-thor").stdout.split())
+    assert "jetson-orin-nano fp32; jetson-thor fp32: " in said
+    assert said.count("`edgevit build` writes a build kit for it") == 1
+
+
 def test_report_import_of_no_file_is_an_error_and_of_two_builds_a_usage_error(tmp_path: Path) -> None:
     result = edgevit("report", tmp_path / "a", tmp_path / "b", "--import", tmp_path / "board-report.json")
     assert result.exit_code == 2

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from safetensors.torch import save_file
-from test_models_load import PREPROCESS
 from toy_choosers import chooser
+from toy_vits import PREPROCESS
 
 from edgevit.errors import RecipeError, UnsupportedModelError, WeightsError
 from edgevit.inspection import inspect_model, render

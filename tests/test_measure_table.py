@@ -5,13 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-from toy_vits import toy_arch
+from toy_tables import ARCH, ON, TABLE, UNIT_MS
 
 from edgevit.errors import MeasurementError
 from edgevit.measure.table import (
     LatencyCost,
     LatencyTable,
-    TableDevice,
     TimedModel,
     TimedPart,
     block_terms,
@@ -23,36 +22,6 @@ from edgevit.measure.table import (
 from edgevit.models.anatomy import BlockCounts, read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.plan import Counts, plan_from_counts
-
-ARCH = toy_arch(depth=4)
-ON = TableDevice("openvino", {"openvino": "2026.4"}, "cpu", {"cpu": "a CPU"}, 2, "fp32", 1)
-UNIT_MS = {
-    "stem": 0.5,
-    "head": 0.1,
-    "part": 0.02,
-    "copied": 3.0,
-    "block": 0.01,
-    "elements": 4.0,
-    "qk projection": 7.0,
-    "vo projection": 8.0,
-    "qk product": 5.0,
-    "vo product": 6.0,
-    "qk registers": 3.0,
-    "vo registers": 2.0,
-    "projection tiles": 1.5,
-    "mlp tiles": 1.2,
-    "softmax": 40.0,
-    "mlp": 9.0,
-    "neurons": 20.0,
-    "weights": 2.0,
-    "sizes": 0.03,
-    "sized logits": 10.0,
-    "merge": 0.1,
-    "matching": 30.0,
-    "pooling": 11.0,
-    "gathering": 12.0,
-}
-TABLE = LatencyTable(ON, ARCH.embed, 0.0, (), UNIT_MS)
 
 
 def _slim(counts: Counts, *, dead: bool = False) -> Arch:

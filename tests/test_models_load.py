@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from toy_choosers import chooser
-from toy_vits import fill, noise_images, toy_arch, toy_model, toy_plan
+from toy_vits import PREPROCESS, fill, noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import RecipeError, UnsupportedModelError, WeightsError
 from edgevit.models.load import (
@@ -36,9 +36,6 @@ OPTIONS: dict[str, OptionValue] = {
     "num_heads": 3,
     "num_classes": 5,
 }
-PREPROCESS = Preprocess(
-    resize=(20, 21), crop=(16, 16), interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
-)
 
 
 def _timm(**changes: OptionValue) -> nn.Module:

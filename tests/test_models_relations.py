@@ -6,16 +6,13 @@ import pytest
 from toy_ccts import CCT_ARCH, TWO_CONVS, toy_cct
 from toy_dinos import toy_dino
 from toy_swins import SWIN
-from toy_vits import ARCH, toy_arch
+from toy_vits import ARCH, SOME_CHANNELS, toy_arch
 
 from edgevit.models.arch import Arch
 from edgevit.models.from_cct import from_cct
 from edgevit.models.layers import SlimViT
 from edgevit.models.relations import Node, Relation, Relations, read_relations
 
-SOME_CHANNELS = dataclasses.replace(
-    ARCH, gated=True, blocks=tuple(dataclasses.replace(block, mlp_inputs=16) for block in ARCH.blocks)
-)
 ARCHS: dict[str, Arch] = {
     "plain": ARCH,
     "distilled": toy_arch("class+distillation", 2),

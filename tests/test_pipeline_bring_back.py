@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from kit_builds import write_kit_build
+from kit_builds import SIDES, candidate, write_kit_build
 from sample_report import report as sample_report
 
 from edgevit.disk import sha256_file
@@ -21,8 +21,6 @@ from edgevit.report.phrases import findings
 from edgevit.target import Timing
 
 FOLDER = "orin/kit"
-EQUAL = {"images": 32, "max_abs": 1e-4, "largest": 5.0, "beyond": 0, "top1_agreement": 1.0}
-SIDES = ("dense", "slim")
 
 
 def kit_candidate(precision: str, outliers: float = 0.0, agreement: float | None = None) -> dict[str, object]:
@@ -58,21 +56,6 @@ def ask(build: Path, prefer: Literal["fastest", "all"] = "fastest", **gates: flo
 
 def not_measured(build: Path) -> tuple[str, ...]:
     return Manifest.model_validate_json((build / MANIFEST_FILE).read_bytes()).not_measured
-
-
-def candidate(precision: str, slim_ms: float, **compared: float) -> dict[str, Any]:
-    """Return what a runner found; both engines compute what their graphs do, but for what is given."""
-    bursts = [
-        [[round(ms * 1e6) + burst + run for run in range(10)] for burst in range(12)] for ms in (4.0, slim_ms)
-    ]
-    return {
-        "precision": precision,
-        "engines": {side: {"sha256": "e" * 64, "bytes": "1000", "version": "10.3.0"} for side in SIDES},
-        "parity": dict.fromkeys(SIDES, EQUAL | compared),
-        "taken": {"first_ns": [9_000_000, 8_000_000], "bursts_ns": bursts, "runs_per_burst": 10},
-        "gpu_ms": {side: [3.0, 2.0, 2.5] for side in SIDES},
-        "cuda_graph": dict.fromkeys(SIDES, "yes"),
-    }
 
 
 def board(build: Path, *candidates: dict[str, Any], **changes: object) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from kit_builds import candidate
 from real_tensorrt import env_of
-from test_pipeline_bring_back import candidate
 from toy_build import write_toy
 from toy_vits import toy_model
 

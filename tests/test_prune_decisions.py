@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_measure_table import ARCH, TABLE
+from toy_tables import ARCH, TABLE
 
 from edgevit.measure.table import LatencyCost
 from edgevit.models.anatomy import read_anatomy

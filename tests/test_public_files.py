@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_store import fill_with, public_bytes
+from toy_stores import fill_with, public_bytes
 
 from edgevit.errors import OutputError
 from edgevit.store import Store

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_models_relations import SOME_CHANNELS
 from toy_swins import SWIN
-from toy_vits import ARCH
+from toy_vits import ARCH, SOME_CHANNELS
 
 from edgevit.errors import OutputError
 from edgevit.models.relations import read_relations

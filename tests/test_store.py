@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from toy_stores import fill_with, public_bytes
 
 from edgevit.disk import sha256_tree
 from edgevit.errors import DiskFullError, EdgevitError, OutputError
@@ -63,21 +64,6 @@ for n in itertools.count(1):
         break
 """
 )
-
-
-def public_bytes(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    names = {path.relative_to(root).as_posix(): path for path in files}
-    return {
-        name: path.read_bytes() for name, path in sorted(names.items()) if not name.startswith(".edgevit/")
-    }
-
-
-def fill_with(text: str, name: str = "out.txt") -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        (folder / name).write_text(text)
-
-    return make
 
 
 def _never(folder: Path) -> None:

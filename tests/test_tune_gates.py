@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
-from toy_training import SHORT, checkpoint_in, open_toy, stop_at
+from toy_training import SHORT, SUPERVISED, checkpoint_in, open_toy, stop_at
 from toy_vits import noise_images, toy_arch, toy_model, toy_plan
 
 from edgevit.errors import ImagesError, TrainingError, WeightsError
@@ -23,8 +23,6 @@ from edgevit.slim.select import slim_by_selection
 from edgevit.tune.gates import GatedModel, GateSearch, fold_gates, search_gates
 from edgevit.tune.soft_labels import SoftLabels
 from edgevit.tune.supervised import Supervision, cross_entropy
-
-SUPERVISED = Supervision(SHORT)
 
 
 def seeded_gates(model: SlimViT) -> dict[str, Tensor]:

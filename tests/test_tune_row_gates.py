@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tune_gates import SUPERVISED
 from torch import Tensor
 from toy_ccts import toy_slim_cct
 from toy_swins import toy_swin
-from toy_training import SHORT, checkpoint_in, open_toy, stop_at
+from toy_training import SHORT, SUPERVISED, checkpoint_in, open_toy, stop_at
 from toy_vits import ARCH, noise_images, toy_model, toy_plan
 
 from edgevit.images import Images

@@ -17,10 +17,12 @@ from edgevit.preprocess import Preprocess
 from edgevit.training import Training
 from edgevit.tune.checkpoint import CheckpointFile
 from edgevit.tune.objective import Objective, ParameterGroup
+from edgevit.tune.supervised import Supervision
 
 SAMPLES = 22
 TRAINING = Training(epochs=4, lr=1e-2, batch=5, precision="fp32", checkpoint_steps=3)  # 4 steps an epoch
 SHORT = Training(epochs=2, lr=1e-3, batch=4, precision="fp32", checkpoint_steps=2)  # on 12 images: 3 steps
+SUPERVISED = Supervision(SHORT)
 PREPROCESS = Preprocess(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
 
 

@@ -14,6 +14,7 @@ from edgevit.models.anatomy import read_anatomy
 from edgevit.models.arch import Arch, BlockDims, Reads
 from edgevit.models.layers import SlimViT
 from edgevit.plan import Choice, Counts, InputPlan, Plan, plan_from_counts
+from edgevit.preprocess import Preprocess
 
 TOKENS = 17  # a class token and 4 x 4 patches
 DIMS = BlockDims(
@@ -33,6 +34,13 @@ ARCH = Arch(
     qkv_bias=True,
     scale=8**-0.5,
     blocks=(DIMS, DIMS, DIMS),
+)
+SOME_CHANNELS = dataclasses.replace(
+    ARCH, gated=True, blocks=tuple(dataclasses.replace(block, mlp_inputs=16) for block in ARCH.blocks)
+)
+"""Gated, its MLPs reading 16 of 24 channels."""
+PREPROCESS = Preprocess(
+    resize=(20, 21), crop=(16, 16), interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
 )
 
 

@@ -243,9 +243,8 @@ def _gpu_facts(device: dict[str, str]) -> dict[str, str]:
 def _require_gpu_target(runtime: Runtime, target: Target) -> None:
     if target.device == "board":
         raise BackendUnavailableError(
-            f"{runtime}: {target.name} is a board, and engines are built where they run. `edgevit build`"
-            " writes a build kit for it; run it there, and bring its report back with"
-            " `edgevit report DIR --import FILE`."
+            f"{runtime}: a board's engines are built where they run. `edgevit build` writes a build kit for"
+            " it; run it there, and bring its report back with `edgevit report DIR --import FILE`."
         )
 
 

@@ -73,6 +73,14 @@ def _show_targets(states: Sequence[tuple[Target, Readiness]]) -> None:
         cells = (target.name, "\n".join(here), "; ".join(versions) or f"{target.runtime} {lacking}")
         table.add_row(*map(Text, (*cells, target.device, target.description)))
     Console().print(table)
+    for reason, places in _reasons(states).items():
+        typer.echo(f"\n{'; '.join(places)}: {reason}")
+
+
+def _reasons(states: Sequence[tuple[Target, Readiness]]) -> dict[str, list[str]]:
+    """Return what is missing, each reason once, and of which targets and precisions."""
+    found: dict[str, list[str]] = {}
     for target, readiness in states:
         for reason, precisions in readiness.reasons().items():
-            typer.echo(f"\n{target.name} {', '.join(precisions)}: {reason}")
+            found.setdefault(reason, []).append(f"{target.name} {', '.join(precisions)}")
+    return found
