@@ -5,7 +5,7 @@ import pytest
 from fake_backend import FakeClock, FakeSession
 
 from edgevit.board import TimeBudget
-from edgevit.measure.parts import parts_budget, time_parts, usual_times
+from edgevit.measure.parts import PartTimes, parts_budget, time_parts, until_steady, usual_times
 from edgevit.target import Timing
 
 BUDGET = TimeBudget(warmup_s=0.0, seconds=0.5, min_samples=20, max_samples=200)
@@ -28,6 +28,20 @@ def test_parts_that_all_become_slower_drift() -> None:
     clock = FakeClock()
     sessions = {name: FakeSession(clock, lambda run: 1.0 if clock.now_ns < 0.25e9 else 1.2) for name in "ab"}
     assert time_parts(sessions, 1, BUDGET, clock=clock).drift == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("drifts", "taken", "kept"),
+    [((0.05,), 1, 0.05), ((0.4, -0.09), 2, -0.09), ((-0.4, 0.2, 0.3), 3, 0.2)],
+    ids=["quiet", "quiet at last", "never quiet"],
+)
+def test_parts_are_timed_again_while_the_machine_changes_its_speed(
+    drifts: tuple[float, ...], taken: int, kept: float
+) -> None:
+    attempts = (PartTimes({"a": 1.0}, {"a": 0.0}, drift) for drift in drifts)
+    found = until_steady(lambda: next(attempts), Timing(attempts=3, max_interval_ratio=0.1))
+    assert found.drift == kept
+    assert len(list(attempts)) == len(drifts) - taken
 
 
 def test_all_parts_get_four_times_what_a_pair_gets() -> None:

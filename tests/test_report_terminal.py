@@ -335,3 +335,7 @@ def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> N
         " from the others, the one that is merged once to 60 % is farthest off: 4.0% below what it took."
     )
     assert decided == "All attention heads stay."
+    assert facts.table is not None
+    restless = facts.model_copy(update={"table": facts.table.model_copy(update={"drift": -0.4})})
+    _, table, _ = phrases.budget(report().model_copy(update={"budget": restless}))
+    assert "2.3% off, timed on a machine that became 40.0% faster meanwhile. Of 2" in table

@@ -19,7 +19,7 @@ from edgevit.export.parity import Batch
 from edgevit.export.parts import cut_parts
 from edgevit.export.precision import quantise
 from edgevit.measure.long_model import TIMED_SHARES, TimedShares, make_long_model, make_whole_models
-from edgevit.measure.parts import PartTimes, parts_budget, time_parts
+from edgevit.measure.parts import PartTimes, parts_budget, time_parts, until_steady
 from edgevit.measure.table import (
     LatencyTable,
     TableDevice,
@@ -199,6 +199,7 @@ class _Bench:
             **key,
             "on": asdict(self.on),
             "timing": asdict(parts_budget(self.target.timing)),
+            "steady": [self.target.timing.attempts, self.target.timing.max_interval_ratio],
             "code of timing": code_sha256("backends", "board", "measure/parts"),
         }
         same = {name: value for name, value in key.items() if name not in _OF_VERSIONS}
@@ -246,9 +247,15 @@ class _Bench:
                 entry = self.backend.build(graph, self.target, precision, folder / name)
                 sessions[name] = stack.enter_context(self.backend.load(entry, self.target, precision))
                 progress(f"building parts, {self._label}", len(sessions), len(graphs))
-            return time_parts(
-                sessions,
-                self.on.batch,
-                parts_budget(self.target.timing),
-                progress=lambda share: progress(f"timing parts, {self._label}", round(1000 * share), 1000),
-            )
+
+            def once() -> PartTimes:
+                return time_parts(
+                    sessions,
+                    self.on.batch,
+                    parts_budget(self.target.timing),
+                    progress=lambda share: progress(
+                        f"timing parts, {self._label}", round(1000 * share), 1000
+                    ),
+                )
+
+            return until_steady(once, self.target.timing)

@@ -195,9 +195,16 @@ def _judged(facts: BudgetFacts) -> str:
     return f"{kl} on calibration images that it was fitted to, so more on others; {alone}, not fitted to them"
 
 
+_RESTLESS = 0.1
+"""Change of a machine's speed while a table was timed of which a reader is told, as a share."""
+
+
 def _table(facts: TableFacts) -> str:
     """Say how far off the latency table is that a budget was planned by."""
     text = f"The latency table is of {facts.parts} parts, the worst of which is {share(facts.worst_part)} off"
+    if abs(facts.drift) > _RESTLESS:
+        change = "slower" if facts.drift > 0 else "faster"
+        text += f", timed on a machine that became {share(abs(facts.drift))} {change} meanwhile"
     worst = max(facts.whole, key=lambda model: abs(model.error))
     way = "above" if worst.error > 0 else "below"
     return (
