@@ -131,6 +131,21 @@ class Images:
             raise ValueError(f"batch size: expected at least 1, got {size}")
         yield from map(self.preprocess.normalise, self._pixel_batches(size))
 
+    def spread(self, count: int, size: int) -> Iterator[NDArray[np.float32]]:
+        """Yield at most `count` images, spread evenly over all, as `batches` does; no others are decoded.
+
+        Raises:
+            ImagesError: an image cannot be read; it is named.
+        """
+        import numpy as np
+
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)
+        if self._pixels is None:
+            yield from map(self.preprocess.normalise, self._decoded(self._chosen[places], size))
+            return
+        for start in range(0, len(places), size):
+            yield self.preprocess.normalise(self._pixels[places[start : start + size]])
+
     def pixels(self) -> NDArray[np.uint8]:
         """Return all images in order before they are normalised, uint8 [n, H, W, C]; memory must hold them.
 
@@ -152,17 +167,17 @@ class Images:
         shape = (len(self), *self.preprocess.crop, self.preprocess.channels)
         keep = np.empty(shape, np.uint8) if int(np.prod(shape, dtype=np.int64)) <= KEEP_BYTES else None
         done = 0
-        for pixels in self._decoded(size):
+        for pixels in self._decoded(self._chosen, size):
             if keep is not None:
                 keep[done : done + len(pixels)] = pixels
             done += len(pixels)
             yield pixels
         self._pixels = keep  # only after a whole pass, so that an abandoned one leaves nothing half-filled
 
-    def _decoded(self, size: int) -> Iterator[NDArray[np.uint8]]:
+    def _decoded(self, chosen: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
         import numpy as np
 
-        records = self._rows.read(self._chosen)
+        records = self._rows.read(chosen)
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # PIL frees the GIL
             while batch := list(islice(records, size)):
                 yield np.stack(list(pool.map(self._pixels_of, *zip(*batch, strict=True))))

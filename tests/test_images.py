@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from toy_build import write_images
 
 from edgevit import images as images_module
 from edgevit.errors import ImagesError, RecipeError
@@ -512,3 +513,19 @@ def test_open_images_set_without_labels_has_none(tmp_path: Path, shared_data: Pa
     source = make_set(tmp_path, f'kind = "parquet"\npath = "{shared_data / "camvid_240x180_val"}.parquet"')
     images = open_images(source, SMALL, 8, 0)
     assert (len(images), images.labels) == (8, None)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("count", "places"), [(1, [0]), (4, [0, 23, 46, 69]), (70, list(range(70))), (500, list(range(70)))]
+)
+def test_images_are_spread_over_the_whole_set(
+    tmp_path: Path, count: int, places: list[int], in_memory: bool
+) -> None:
+    write_images(tmp_path / "pictures", 70)
+    (tmp_path / "set.toml").write_text('kind = "folder"\npath = "pictures"\n')
+    images = open_images(load_image_set("set.toml", tmp_path), SMALL, None, 0)
+    if in_memory:
+        images.pixels()
+    found = np.concatenate(list(images.spread(count, 32)))
+    assert np.array_equal(found, np.concatenate(list(images.batches(32)))[places])

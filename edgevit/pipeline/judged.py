@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from edgevit.images import Images
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
 from edgevit.prune.sensitivity import joint_kl
-from edgevit.slim.stream import BATCH, tensor_batches
+from edgevit.slim.stream import BATCH
 from edgevit.store import JSON
 
 JUDGED = 256
@@ -34,17 +32,9 @@ def measured_kl(stages: Stages, dense: Saved, slim: Saved, images: Images) -> fl
     }
 
     def make(folder: Path) -> None:
-        found = joint_kl(dense.loaded.model, slim.loaded.model, spread_batches(images, JUDGED))
+        judged = map(torch.from_numpy, images.spread(JUDGED, BATCH))
+        found = joint_kl(dense.loaded.model, slim.loaded.model, judged)
         (folder / _FILE).write_text(json.dumps({"kl": found}) + "\n", encoding="utf-8")
 
     folder = stages.run("judge", key, make)
     return float(json.loads((folder / _FILE).read_text(encoding="utf-8"))["kl"])
-
-
-def spread_batches(images: Images, count: int) -> Iterator[Tensor]:
-    """Yield at most `count` images, float32 [b, C, H, W], spread evenly over all of them."""
-    wanted = torch.zeros(len(images), dtype=torch.bool)
-    wanted[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()] = True
-    for batch, chosen in zip(tensor_batches(images), wanted.split(BATCH), strict=True):
-        if chosen.any():
-            yield batch[chosen]
