@@ -102,9 +102,9 @@ class TuneSection(TrainingKeys):
 
     logits: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the dense model's answers in the loss, >= 0."""
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     """Divides both models' logits, > 0; above 1, the less likely classes count more."""
-    hidden_states: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    hidden_states: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Weight of the error of the hidden states beside that of the logits, >= 0."""
     labels: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the cross-entropy with the calibration set's labels, >= 0; 0: labels are not read."""

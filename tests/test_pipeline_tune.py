@@ -109,7 +109,7 @@ def test_tune_slim_interrupted_goes_on_to_the_same_weights(
 def test_tune_slim_changed_option_trains_anew(toy: Path, tmp_path: Path) -> None:
     first, _ = tune(toy, tmp_path)
     changed = toy.with_name("changed.toml")
-    changed.write_text(toy.read_text().replace("[tune]", "[tune]\nhidden_states = 2.0"))
+    changed.write_text(toy.read_text().replace("[tune]", "[tune]\nhidden_states = 20.0"))
     second, stages = tune(changed, tmp_path)
     assert [stage.name for stage in stages.facts if not stage.reused] == ["tune"]
     assert second.facts.loss_first > first.facts.loss_first

@@ -100,7 +100,7 @@ def test_distillation_merged_student_is_compared_with_the_pooled_teacher() -> No
         match = block.reduction(block.attn.keys(block.norm1(x)))
         aim, _ = reduce_tokens(wanted(x, None)[0], None, match)
     errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
-    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden_states=0.0))
+    hidden = loss_of(dense, slim, Distil(hidden_states=1.0)) - loss_of(dense, slim, Distil(hidden_states=0.0))
     assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_distillation_of_a_student_with_fewer_patches_compares_those_with_the_te
         aim, sizes = reduce_tokens(dense.blocks[0](dense.embed(images), None)[0], None, first)
         aim, _ = reduce_tokens(aim, sizes, second)
     errors = (own - aim).square().sum(dim=(1, 2)) / aim.square().sum(dim=(1, 2))
-    hidden = loss_of(dense, slim, Distil()) - loss_of(dense, slim, Distil(hidden_states=0.0))
+    hidden = loss_of(dense, slim, Distil(hidden_states=1.0)) - loss_of(dense, slim, Distil(hidden_states=0.0))
     assert hidden == pytest.approx(float(errors.mean()), rel=1e-4)
 
 

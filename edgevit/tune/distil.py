@@ -36,9 +36,9 @@ class Distil:
     """What the slim model learns from, and how."""
 
     training: Training = field(default_factory=Training)
-    temperature: float = 1.0
+    temperature: float = 4.0
     """Both models' logits are divided by it: above 1, the less likely classes count more."""
-    hidden_states: float = 1.0
+    hidden_states: float = 10.0
     """Weight of the residual streams in the loss."""
     logits: float = 1.0
     """Weight of the dense model's answers in the loss."""
