@@ -70,18 +70,20 @@ def test_model_whose_blocks_differ_is_refused() -> None:
         make_long_model(dataclasses.replace(DEIT_S, blocks=blocks))
 
 
-def test_whole_models_are_as_deep_as_the_dense_one_and_merge_once_or_twice() -> None:
+def test_whole_models_are_as_deep_as_the_dense_one_and_merge_in_one_block_or_more() -> None:
     found = make_whole_models(DEIT_S)
     merges = {name: sum(block.merged > 0 for block in arch.blocks) for name, arch in found.items()}
-    assert list(merges.values()) == [0, 1, 1, 2, 1]
+    assert list(merges.values()) == [0, 1, 1, 2, 1, 6]
     assert {len(arch.blocks) for arch in found.values()} == {12}
     assert {arch.blocks[-1].queries for arch in found.values()} == {1}
     assert found["merged once to 60 %"].blocks[4].tokens_out == 118
     assert found["merged twice to 50 %"].blocks[-1].tokens_in == 98
+    falling = [block.tokens_out for block in found["merged step by step to 40 %"].blocks[2:10]]
+    assert falling == [197, 177, 158, 138, 118, 98, 79, 79]
     assert found["merged once to 70 %, narrower"].blocks[0].hidden == 1152
 
 
-@pytest.mark.parametrize(("depth", "count"), [(1, 1), (2, 5), (3, 5)])
+@pytest.mark.parametrize(("depth", "count"), [(1, 1), (2, 6), (3, 6)])
 def test_whole_models_of_few_blocks_merge_before_the_last(depth: int, count: int) -> None:
     found = make_whole_models(toy_arch(depth=depth))
     assert len(found) == count

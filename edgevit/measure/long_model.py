@@ -33,7 +33,7 @@ class TimedShares:
     """To which tokens fall on the way to the first of `levels`, as a merge has a price of its own."""
     levels: tuple[float, ...] = (0.6, 0.33)
     """Of tokens, at which widths are timed again."""
-    whole: int = 5
+    whole: int = 6
     """How many of `make_whole_models` are timed."""
 
 
@@ -149,7 +149,7 @@ def _add_levels(row: _Row, full: BlockDims, refused: dict[Kind, str], shares: Ti
 def make_whole_models(arch: Arch, shares: TimedShares = TIMED_SHARES) -> dict[str, Arch]:
     """Return models that are timed whole beside the parts of the long one, by name.
 
-    They are as plans make them: narrower ones, and some that merge tokens in one block or in two.
+    They are as plans make them: narrower ones, and some that merge tokens in one block, in two or in many.
 
     Args:
         arch: of the dense model, one that `make_long_model` takes.
@@ -168,6 +168,7 @@ def make_whole_models(arch: Arch, shares: TimedShares = TIMED_SHARES) -> dict[st
             tokens=_falling(anatomy, {early: round(0.8 * most), half: round(0.5 * most)})
         )
         found["merged once to 70 %, narrower"] = dataclasses.replace(narrow[0.75], tokens=once)
+        found["merged step by step to 40 %"] = Counts(tokens=_falling(anatomy, _by_steps(anatomy, early)))
     dead = arch.read_tokens is not None
     return {
         name: slim_arch(arch, plan_from_counts(anatomy, counts, dead_tokens=dead))
@@ -182,6 +183,14 @@ def _falling(anatomy: Anatomy, counts: dict[int, int]) -> list[int]:
         left = max(fewest_merged(left, anatomy.prefix), min(left, counts.get(index, left)))
         found.append(left)
     return found
+
+
+def _by_steps(anatomy: Anatomy, first: int) -> dict[int, int]:
+    """Return tokens that fall by a tenth of the model's in each of some blocks in a row, down to two fifths."""
+    most = anatomy.blocks[0].tokens
+    left = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    blocks = range(first, len(anatomy.blocks) - 1)
+    return {index: round(share * most) for index, share in zip(blocks, left, strict=False)}
 
 
 def _count(most: int, share: float, step: int) -> int:
