@@ -186,7 +186,7 @@ def _falling(anatomy: Anatomy, counts: dict[int, int]) -> list[int]:
 
 
 def _by_steps(anatomy: Anatomy, first: int) -> dict[int, int]:
-    """Return tokens that fall by a tenth of the model's in each of some blocks in a row, down to two fifths."""
+    """Return tokens that fall by a tenth of all in each of some blocks in a row, down to two fifths."""
     most = anatomy.blocks[0].tokens
     left = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     blocks = range(first, len(anatomy.blocks) - 1)
