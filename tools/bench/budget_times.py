@@ -1,7 +1,8 @@
-"""What budgets.py times beside its recipes: uniform plans of equal time, widths that keep their promise."""
+"""What budgets.py times beside its recipes: uniform plans, widths of a DeiT-S, and the cuts of a DeiT-B."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,21 +31,25 @@ from edgevit.measure.table import LatencyCost, LatencyTable
 from edgevit.models.anatomy import read_anatomy, slim_arch
 from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
-from edgevit.models.load import load_saved
+from edgevit.models.load import ModelSource, load_model, load_saved
 from edgevit.pipeline.graphs import Form, Graph
 from edgevit.pipeline.latency import measure_table
 from edgevit.pipeline.stages import Stages
 from edgevit.plan import Counts, Kind, Plan
 from edgevit.prune.allocate import allocate, choices_of
 from edgevit.prune.curves import Curve, Sensitivity
+from edgevit.prune.sensitivity import CutShares, measure_sensitivity
 from edgevit.slim import SlimOptions
+from edgevit.slim.stream import tensor_batches
 from edgevit.store import Store
 from edgevit.target import Precision, Target
 
 WANTED_POINTS = Bound(low=2.0)
 WANTED_TABLE_MINUTES = Bound(high=5.0)
+WANTED_BASE_MINUTES = Bound(high=45.0)
 WIDTHS_SPEEDUP = 1.5
 CALIBRATION = 1000
+_BASE, _BASE_IMAGES = "deit_base_patch16_224", 128
 _NEURONS = 32  # between two uniform plans, with as many thirds of 8 dims
 
 
@@ -159,6 +164,21 @@ def keep_promise(bench: speed.Bench, promise: Promise, keep: Path) -> Row:
     if minutes:
         cells["table, minutes"] = Figure(sum(minutes), ".1f", None, WANTED_TABLE_MINUTES)
     return Row(f"DeiT-S, widths, {precision}: {bench.title}", cells)
+
+
+def time_sensitivity(*, quick: bool) -> Row:
+    """Measure what the cuts of a DeiT-B cost, on as many images as a build of so large a model takes."""
+    dense = load_model(ModelSource(_BASE, options={"img_size": 64} if quick else {}))
+    images = open_set("imagenet_train1000", dense.preprocess, 8 if quick else _BASE_IMAGES)
+    decode_now(images)
+    begin = time.perf_counter()
+    found = measure_sensitivity(dense.model, lambda: tensor_batches(images), CutShares(), None, TOLD)
+    minutes = (time.perf_counter() - begin) / 60
+    cells: dict[str, Figure | str] = {
+        "cuts": Figure(sum(len(curve.counts) for block in found.blocks for curve in block), ".0f"),
+        "sensitivity, minutes": Figure(minutes, ".1f", None, WANTED_BASE_MINUTES),
+    }
+    return Row(f"cuts of DeiT-B, random weights, {found.images} images", cells)
 
 
 def _graph(arch: Arch, bench: speed.Bench, precision: Precision, name: str) -> Path:

@@ -2,11 +2,12 @@
 
     python tools/bench/budgets.py --keep builds --cases macs-0.54 macs-0.42
 
-Each case can be run alone. All but the last two kinds are recipes: cuts are measured on unlabelled images, a
+Each case can be run alone. All but the last four kinds are recipes: cuts are measured on unlabelled images, a
 plan is solved for, the model is slimmed in closed form with images of imagenet_train1000, some are trained
 as [tune] does it, and the OpenVINO IR is run on imagenet_val650 and timed. `uniform` compares the plan of
 macs-0.54 with the same widths in every block that take as long. `requests` asks for five speed-ups.
-`promise-*` plans widths of a DeiT-S of random weights by its latency table.
+`promise-*` plans widths of a DeiT-S of random weights by its latency table. `sensitivity-base` measures the
+cuts of a DeiT-B of random weights.
 
 Builds stay in `--keep`: what cuts cost is measured once and latency tables once for a precision, a run that
 was stopped goes on, and a case that was built is there at once.
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import record
 import speed
-from budget_times import PRECISIONS, keep_promise, match_uniform
+from budget_times import PRECISIONS, keep_promise, match_uniform, time_sensitivity
 from record import Bound, Figure, Notebook, Row
 from subjects import BENCH, DATA, TOLD, cpu_target, use_threads
 
@@ -92,7 +93,7 @@ CASES = {
         "speedup = 1.65, int8, trained", "speedup = 1.65", 1.0, speedup=1.5, tuned=True, precision="int8"
     ),
 }
-OTHERS = ("uniform", "requests", *(f"promise-{precision}" for precision in PRECISIONS))
+OTHERS = ("uniform", "requests", "sensitivity-base", *(f"promise-{precision}" for precision in PRECISIONS))
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,11 @@ def run_uniform(runs: Runs) -> None:
     runs.notebook.write(SECTION, [row])
 
 
+def run_sensitivity(runs: Runs) -> None:
+    """Measure the cuts of a DeiT-B."""
+    runs.notebook.write(SECTION, [time_sensitivity(quick=runs.quick)])
+
+
 def timing_of(runs: Runs, folder: Path) -> speed.Bench:
     """Return how pairs are timed that are no recipe's."""
     target = cpu_target("openvino", runs.threads)
@@ -256,7 +262,11 @@ def main() -> None:
     arguments = parse_arguments()
     use_threads(arguments.threads)
     notebook = Notebook(quick=arguments.quick)
-    others: dict[str, Callable[[Runs], None]] = {"uniform": run_uniform, "requests": run_requests}
+    others: dict[str, Callable[[Runs], None]] = {
+        "uniform": run_uniform,
+        "requests": run_requests,
+        "sensitivity-base": run_sensitivity,
+    }
     with tempfile.TemporaryDirectory() as removed:
         runs = Runs(
             arguments.keep or Path(removed),
