@@ -239,6 +239,11 @@ class SlimViT(nn.Module):
             nn.Linear(arch.features, arch.classes) if arch.reads == "class+distillation" else None
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are, and images have to be."""
+        return self.head.weight.device
+
     def patches(self, image: Tensor) -> Tensor:
         """Map images [B, C, H, W] to patches whose positions are not yet added, [B, N - P, D]."""
         patches: Tensor = self.patch_embed(image).flatten(2).transpose(1, 2)

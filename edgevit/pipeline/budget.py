@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from edgevit.errors import PlanError
+from edgevit.gpu import copied_to, on_gpu_or_cpu
 from edgevit.images import Images
 from edgevit.measure.table import LatencyTable
 from edgevit.models.anatomy import read_anatomy, slim_arch
@@ -206,9 +209,14 @@ def _sensitivity(stages: Stages, dense: Saved, images: Images) -> Sensitivity:
     def make(folder: Path) -> None:
         belongs_to = value_sha256(key)
         kept = BlockFile(stages.store.work_path("sensitivity", key) / _FILE, belongs_to)
-        found = measure_sensitivity(
-            dense.loaded.model, lambda: tensor_batches(images), CutShares(), kept, stages.progress
-        )
+
+        def measure(device: torch.device) -> Sensitivity:
+            model = copied_to(dense.loaded.model, device)
+            return measure_sensitivity(
+                model, lambda: tensor_batches(images, device), CutShares(), kept, stages.progress
+            )
+
+        found = on_gpu_or_cpu(measure, stages.progress)
         (folder / _FILE).write_text(sensitivity_text(found), encoding="utf-8")
 
     folder = stages.run("sensitivity", key, make, shared=True)

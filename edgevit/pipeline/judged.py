@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from edgevit.gpu import copied_to, on_gpu_or_cpu
 from edgevit.images import Images
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions
 from edgevit.pipeline.models import Saved
@@ -32,8 +33,12 @@ def measured_kl(stages: Stages, dense: Saved, slim: Saved, images: Images) -> fl
     }
 
     def make(folder: Path) -> None:
-        judged = map(torch.from_numpy, images.spread(JUDGED, BATCH))
-        found = joint_kl(dense.loaded.model, slim.loaded.model, judged)
+        def judge(device: torch.device) -> float:
+            judged = (torch.from_numpy(batch).to(device) for batch in images.spread(JUDGED, BATCH))
+            whole, cut = (copied_to(saved.loaded.model, device) for saved in (dense, slim))
+            return joint_kl(whole, cut, judged)
+
+        found = on_gpu_or_cpu(judge, stages.progress)
         (folder / _FILE).write_text(json.dumps({"kl": found}) + "\n", encoding="utf-8")
 
     folder = stages.run("judge", key, make)

@@ -6,10 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from edgevit.disk import sha256_file
 from edgevit.errors import WeightsError
+from edgevit.gpu import CPU, copied_to, on_gpu_or_cpu
 from edgevit.images import Images
 from edgevit.models.arch import Arch
+from edgevit.models.layers import SlimViT
 from edgevit.models.load import (
     ARCH_FILE,
     WEIGHTS_FILE,
@@ -111,7 +115,11 @@ def slim_dense(
 
     def make(folder: Path) -> None:
         source = dense.loaded
-        slim = slim_model(source.model, plan, options, images, stages.progress)
+
+        def slimmed(device: torch.device) -> SlimViT:
+            return slim_model(copied_to(source.model, device), plan, options, images, stages.progress).to(CPU)
+
+        slim = on_gpu_or_cpu(slimmed, stages.progress)
         save_model(LoadedModel(slim, source.preprocess, source.labels, source.random_weights), folder)
 
     return open_saved(stages.run("slim", key, make))

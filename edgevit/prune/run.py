@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
+import torch
 from torch import Tensor
 
 from edgevit.errors import PlanError
@@ -87,9 +88,9 @@ def _run(model: SlimViT, plan: Plan, options: Method, evidence: _Evidence, progr
         case CoupledDims():
             return coupled_dims(model, plan, options)
         case TokenChannels():
-            return token_channels(model, plan, options, _batches(images), report)
+            return token_channels(model, plan, options, _batches(images, model.device), report)
         case PatchSimilarity():
-            return patch_similarity(model, plan, options, lambda: _batches(images), report)
+            return patch_similarity(model, plan, options, lambda: _batches(images, model.device), report)
         case EffiSelect():
             return effiselect(model.arch, plan, options, _scores(evidence, options))
         case IntraHead():
@@ -104,6 +105,6 @@ def _scores(evidence: _Evidence, options: Method) -> Scores:
     return evidence.scores
 
 
-def _batches(images: Images | None) -> Iterator[Tensor]:
+def _batches(images: Images | None, device: torch.device) -> Iterator[Tensor]:
     """Yield the images of a method that may do without, float32 [B, C, H, W]; none where there are none."""
-    return iter(()) if images is None else tensor_batches(images)
+    return iter(()) if images is None else tensor_batches(images, device)

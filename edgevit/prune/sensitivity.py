@@ -71,8 +71,9 @@ def measure_sensitivity(
     """Measure the cuts of each block that `shares` names.
 
     Args:
-        dense: the model; stays as it is.
-        batches: gives an iterator over images, float32 [b, C, H, W]; called anew for each pass.
+        dense: the model; stays as it is. Where it is, all is computed.
+        batches: gives an iterator over images, float32 [b, C, H, W], where the model is; called anew for each
+            pass.
         shares: which cuts.
         kept: where finished blocks are kept; None: nowhere.
         progress: called after each cut.
@@ -211,7 +212,10 @@ class _Tail:
 
 
 def joint_kl(dense: SlimViT, slim: SlimViT, batches: Iterator[Tensor]) -> float:
-    """Return KL(dense || slim) over images, float32 [b, C, H, W]: nats, a mean over images."""
+    """Return KL(dense || slim) over images, float32 [b, C, H, W]: nats, a mean over images.
+
+    Both models and the images are on one device.
+    """
     total, seen = 0.0, 0
     with torch.no_grad():
         for images in batches:
@@ -230,7 +234,8 @@ def _only_read(dense: SlimViT) -> SlimBlock:
     full, read = dense.blocks[-1], dense.arch.read_tokens
     if read is None:
         return full
-    alone = SlimBlock(dataclasses.replace(full.dims, queries=read, tokens_out=read), full.arch, last=True)
+    dims = dataclasses.replace(full.dims, queries=read, tokens_out=read)
+    alone = SlimBlock(dims, full.arch, last=True).to(dense.device)
     alone.load_state_dict(full.state_dict())
     return alone.eval().requires_grad_(False)
 
@@ -285,7 +290,7 @@ def _measure_hidden(place: _Place, counts: Sequence[int], report: Callable[[int]
     found = []
     for ran, count in enumerate(counts):
         site = place.behind_attention(with_counts(full.dims, {"hidden": count}))
-        write_mlp(site, seen, left_of(gone.order[: most - count], most))
+        write_mlp(site, seen, left_of(gone.order[: most - count], most, covariance.device))
         found.append(place.tail.kl_behind(site, site.cut.mlp))
         report(ran + 1)
     return Curve("hidden", most, tuple(counts), tuple(found), _error_of_each(gone.losses, most))

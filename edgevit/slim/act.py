@@ -47,7 +47,7 @@ def slim_model(
     """Return the smaller model that `plan` describes; `dense` stays as it is.
 
     Args:
-        dense: the model to slim.
+        dense: the model to slim; where it is, all is computed, and the slim model will be.
         plan: what remains of it.
         options: how what is lost is recovered.
         images: calibration images, unlabelled; needed by "closed-form" and by `fold_means`.
@@ -76,7 +76,9 @@ def slim_model(
             _refuse_refit(dense)
             given = _require(images, 'slim.recover = "closed-form"')
             _check_enough(dense, plan, given)
-            return slim_closed_form(dense, plan, lambda: tensor_batches(given), options.closed_form, progress)
+            return slim_closed_form(
+                dense, plan, lambda: tensor_batches(given, dense.device), options.closed_form, progress
+            )
 
 
 def _select(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | None) -> SlimViT:
@@ -106,7 +108,7 @@ def _mlp_means(dense: SlimViT, plan: Plan, images: Images, progress: Progress) -
     def report(seen: int) -> None:
         progress("averaging neurons", seen, len(images))
 
-    means = mean_of_mlps(dense, tensor_batches(images), over_tokens, report)
+    means = mean_of_mlps(dense, tensor_batches(images, dense.device), over_tokens, report)
     widths = [(block.mlp.fc1.out_features, block.mlp.fc1.in_features) for block in dense.blocks]
     return [MlpMeans(*mean.split(width)) for mean, width in zip(means, widths, strict=True)]
 

@@ -35,8 +35,8 @@ def cut_channels(model: SlimViT, kept: Sequence[Indices]) -> SlimViT:
 
     Reference: "Channels of the residual stream" in docs/methods.md.
     """
-    narrow = SlimViT(narrow_arch(model.arch, [len(indices) for indices in kept])).eval()
-    sets = [torch.tensor(indices, dtype=torch.int64) for indices in kept]
+    narrow = SlimViT(narrow_arch(model.arch, [len(indices) for indices in kept])).to(model.device).eval()
+    sets = [torch.tensor(indices, dtype=torch.int64, device=model.device) for indices in kept]
     found = _stem(model, sets[0])
     before = sets[0]
     for index, (block, stage) in enumerate(zip(model.blocks, stages(model.arch), strict=True)):

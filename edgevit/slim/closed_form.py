@@ -116,7 +116,8 @@ def order_pairs(query_square: Tensor, key_covariance: Tensor) -> Elimination:
 def pair_errors(query_square: Tensor, key_covariance: Tensor) -> Tensor:
     """Return what is lost for each rank 0..K as `order_pairs` removes pairs, [K + 1]; odd ranks as below."""
     losses = order_pairs(query_square, key_covariance).losses
-    errors = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0).flip(0)
+    sums = torch.tensor([0.0, *losses], dtype=torch.float64, device=query_square.device).cumsum(0)
+    errors = sums.flip(0)
     return errors.repeat_interleave(2)[:-1]
 
 
@@ -165,13 +166,13 @@ def eliminate_heads(out_weight: Tensor, covariance: Tensor, heads: int, keep: in
             )
         position = min(range(len(left)), key=losses.__getitem__)
         part = slice(position * width, (position + 1) * width)
-        rest = torch.ones(inverse.shape[0], dtype=torch.bool)
+        rest = torch.ones(inverse.shape[0], dtype=torch.bool, device=inverse.device)
         rest[part] = False
         update = torch.linalg.solve(inverse[part, part], inverse[part])  # [V, rest + V]
         weight = (weight - weight[:, part] @ update)[:, rest]
         inverse = (inverse - inverse[:, part] @ update)[rest][:, rest]
         del left[position]
-    return torch.tensor(left, dtype=torch.int64), weight
+    return torch.tensor(left, dtype=torch.int64, device=weight.device), weight
 
 
 class Elimination(NamedTuple):
@@ -184,14 +185,15 @@ class Elimination(NamedTuple):
 
 def eliminate_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Tensor:
     """Return the sorted indices of the neurons that stay, int64 [keep]; see `order_neurons`."""
-    return left_of(order_neurons(out_weight, covariance, keep).order, len(covariance))
+    gone = order_neurons(out_weight, covariance, keep).order
+    return left_of(gone, len(covariance), covariance.device)
 
 
-def left_of(removed: Sequence[int], count: int) -> Tensor:
-    """Return the sorted indices of those of `count` that were not removed, int64."""
+def left_of(removed: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Return the sorted indices of those of `count` that were not removed, int64, on `device`."""
     kept = torch.ones(count, dtype=torch.bool)
     kept[list(removed)] = False
-    return kept.nonzero().flatten()
+    return kept.nonzero().flatten().to(device)
 
 
 def order_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Elimination:
@@ -209,7 +211,8 @@ def order_neurons(out_weight: Tensor, covariance: Tensor, keep: int) -> Eliminat
     Reference: Hassibi and Stork 1993, Optimal Brain Surgeon, for the linear least-squares layer.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + _ridge(covariance)))
-    gram, removed = out_weight.T @ out_weight, torch.zeros(len(covariance), dtype=torch.bool)
+    gram = out_weight.T @ out_weight
+    removed = torch.zeros(len(covariance), dtype=torch.bool, device=covariance.device)
     found = Elimination([], [])
     for start in range(0, len(covariance) - keep, _BLOCK):
         count = min(_BLOCK, len(covariance) - keep - start)
@@ -263,11 +266,15 @@ def refit(covariance: Tensor, cross: Tensor, start: Tensor, pull: float) -> Tens
         pull: strength of the pull, relative to the mean variance of x.
     """
     strength = pull * covariance.diagonal().mean()
-    system = covariance + strength * torch.eye(len(covariance), dtype=covariance.dtype)
+    system = covariance + strength * _eye(covariance)
     solution: Tensor = torch.linalg.solve(system, (cross + strength * start).T).T
     return solution
 
 
 def _ridge(covariance: Tensor) -> Tensor:
     """Return `RIDGE` of the mean variance on the diagonal."""
-    return RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+    return RIDGE * covariance.diagonal().mean() * _eye(covariance)
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)

@@ -49,7 +49,7 @@ def attention_errors(site: Site) -> tuple[Tensor, Tensor]:
     """
     _merge_patches(site)
     attention, moments = site.full.attn, Moments()
-    squares, covariances = _qk_moments(site, torch.arange(attention.heads))
+    squares, covariances = _qk_moments(site, _all_heads(attention))
     for part in site.streams.slices():
         mixed = _mix(attention, _normed(site, part), site.streams.sizes_of(part))
         values = mixed.unflatten(-1, (attention.heads, -1)).flatten(0, 1).transpose(0, 1)  # [H, b * N', V]
@@ -82,6 +82,10 @@ def _mix(attention: SlimAttention, y: Tensor, sizes: Tensor | None) -> Tensor:
     return attention.join(attention.mix(y, attention.keys(y), y.shape[1], sizes))
 
 
+def _all_heads(attention: SlimAttention) -> Tensor:
+    return torch.arange(attention.heads, device=attention.proj.weight.device)
+
+
 def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
     """Choose the heads that stay.
 
@@ -91,7 +95,7 @@ def _choose_heads(site: Site) -> tuple[Tensor, Tensor]:
     attention = site.full.attn
     out = attention.proj.weight.double()
     if site.cut.attn.heads == attention.heads:
-        return torch.arange(attention.heads), out
+        return _all_heads(attention), out
     moments = Moments()
     for part in site.streams.slices():
         mixed = _mix(attention, _normed(site, part), site.streams.sizes_of(part))
@@ -103,7 +107,7 @@ def _wide_attention(site: Site, heads: Tensor) -> SlimAttention:
     """Return the kept heads with all value dims and their slim QK basis, also written into `cut`."""
     full, cut = site.full.attn, site.cut.attn
     dims = dataclasses.replace(site.cut.dims, vo_dim=full.vo_dim)
-    wide = SlimAttention(dims, site.full.arch)
+    wide = SlimAttention(dims, site.full.arch).to(heads.device)
     maps = _qk_maps(site, heads)
     for name, part in (("q", 0), ("k", 1)):
         source, target, slim = getattr(full, name), getattr(wide, name), getattr(cut, name)
@@ -135,16 +139,17 @@ def _qk_maps(site: Site, heads: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     full, cut = site.full.attn, site.cut.attn
     if cut.qk_dim == full.qk_dim:
-        write_angles(full, cut, torch.arange(full.qk_dim))
+        write_angles(full, cut, torch.arange(full.qk_dim, device=heads.device))
         return None
     squares, covariances = _qk_moments(site, heads)
     if full.rotary is None:
         return closed_form.reduce_qk(squares.square, covariances.covariance, cut.qk_dim)
     gone = closed_form.order_pairs(squares.square, covariances.covariance).order
-    pairs = closed_form.left_of(gone[: (full.qk_dim - cut.qk_dim) // 2], full.qk_dim // 2)
+    gone = gone[: (full.qk_dim - cut.qk_dim) // 2]
+    pairs = closed_form.left_of(gone, full.qk_dim // 2, heads.device)
     dims = dims_of_pairs(pairs, full.qk_dim)
     write_angles(full, cut, dims)
-    rows = torch.eye(full.qk_dim, dtype=torch.float64)[dims].expand(len(heads), -1, -1)
+    rows = torch.eye(full.qk_dim, dtype=torch.float64, device=dims.device)[dims].expand(len(heads), -1, -1)
     return rows, rows
 
 
@@ -214,7 +219,7 @@ def _reduce_values(covariance: Tensor, out: Tensor, rank: int, wide: SlimAttenti
     """Return the values' block-diagonal map [H'*V', H'*V] and the output columns [C, H'*V'] to go with it."""
     width = wide.vo_dim
     if rank == width:
-        return torch.eye(out.shape[1], dtype=out.dtype), out
+        return torch.eye(out.shape[1], dtype=out.dtype, device=out.device), out
     maps, columns = [], []
     for head in range(wide.heads):
         part = slice(head * width, (head + 1) * width)

@@ -99,7 +99,7 @@ def _fit_inputs(site: Site) -> SlimMlp:
     full, cut = site.full.mlp, site.cut.mlp
     width = cut.fc1.in_features
     if width == full.fc1.in_features:
-        write_inputs(full, cut, torch.arange(width))
+        write_inputs(full, cut, torch.arange(width, device=full.fc1.weight.device))
         return full
     moments = Moments()
     for part in site.streams.slices():
@@ -108,7 +108,8 @@ def _fit_inputs(site: Site) -> SlimMlp:
     rows = torch.cat([layer.weight for layer in (full.fc1, full.gate) if layer is not None])
     kept = closed_form.eliminate_neurons(rows.double(), moments.covariance, width)
     write_inputs(full, cut, kept)
-    reading = SlimMlp(dataclasses.replace(site.cut.dims, hidden=full.fc1.out_features), site.cut.arch)
+    dims = dataclasses.replace(site.cut.dims, hidden=full.fc1.out_features)
+    reading = SlimMlp(dims, site.cut.arch).to(rows.device)
     write_inputs(full, reading, kept)
     for source, target in readers(full, reading):
         _refit_reader(source, target, moments, kept)
@@ -149,7 +150,7 @@ def _choose_neurons(site: Site, moments: Moments) -> Tensor:
     """Return sorted indices of the neurons that stay, int64 [F']."""
     keep, weight = site.cut.mlp.fc1.out_features, site.full.mlp.fc2.weight.double()
     if keep == weight.shape[1]:
-        return torch.arange(keep)
+        return torch.arange(keep, device=weight.device)
     if site.options.greedy:
         return closed_form.eliminate_neurons(weight, moments.covariance, keep)
     scores: Tensor = moments.square.diagonal().sqrt() * weight.norm(dim=0)

@@ -72,7 +72,7 @@ class Moments:
 
 def _square(x: Tensor) -> Tensor:
     """Return xᵀx of rows x [..., n, p]."""
-    if x.dim() == 2:
+    if x.dim() == 2 and x.device.type == "cpu":
         # numpy hands aᵀa to BLAS as a symmetric product, at half the work of a general one.
         rows: np.ndarray = x.numpy()
         return torch.from_numpy(rows.T @ rows)

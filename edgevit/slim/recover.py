@@ -33,13 +33,14 @@ def slim_closed_form(
     """Return the slim model that `plan` describes, with weights fitted to the images of `batches`.
 
     Args:
-        dense: the model to slim.
+        dense: the model to slim; where it is, all is computed, and the slim model will be.
         plan: keep counts; indices in it are not used, the best basis is.
-        batches: gives an iterator over images, float32 [b, C, H, W]; called anew for each pass.
+        batches: gives an iterator over images, float32 [b, C, H, W], where the model is; called
+            anew for each pass.
         options: what the closed form uses.
         progress: called after each step.
     """
-    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
+    slim = SlimViT(slim_arch(dense.arch, plan)).to(dense.device).eval()
     copy_shared(dense, slim)
     streams = open_streams(dense, batches, progress, weighted=options.weighted)
     with torch.no_grad():

@@ -49,7 +49,7 @@ def slim_by_selection(dense: SlimViT, plan: Plan, means: Sequence[MlpMeans] | No
 
     Reference: plain selection in docs/methods.md, exact against a mask that zeroes the same rows.
     """
-    slim = SlimViT(slim_arch(dense.arch, plan)).eval()
+    slim = SlimViT(slim_arch(dense.arch, plan)).to(dense.device).eval()
     copy_shared(dense, slim)
     unknown = [None] * len(plan.blocks)
     for full, cut, block, of_mlp in zip(
@@ -70,7 +70,7 @@ def _out_heads(attention: SlimAttention) -> Tensor:
 def _index(chosen: tuple[int, ...] | None, scores: Tensor, keep: int) -> Tensor:
     """Return sorted indices: those chosen, else the `keep` of the highest score."""
     if chosen is not None:
-        return torch.tensor(chosen, dtype=torch.int64)
+        return torch.tensor(chosen, dtype=torch.int64, device=scores.device)
     return scores.topk(keep).indices.sort().values
 
 

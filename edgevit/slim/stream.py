@@ -72,7 +72,7 @@ class Streams:
         """Merge patches 2 x 2 in both streams."""
         self.dense = torch.cat([layer(self.dense[part]) for part in self.slices()])
         self.slim = torch.cat([layer(self.slim[part]) for part in self.slices()])
-        self.home = _everyone_at_home(*self.dense.shape[:2])
+        self.home = _everyone_at_home(self.dense)
 
     def change(self, layer: Callable[[Tensor], Tensor]) -> None:
         """Put a layer over each token of both streams."""
@@ -124,19 +124,19 @@ class Streams:
         self.drifted = True
 
 
-def tensor_batches(images: Images) -> Iterator[Tensor]:
-    """Yield all images in order, float32 [b, C, H, W], as many at once as streams are worked on.
+def tensor_batches(images: Images, device: torch.device) -> Iterator[Tensor]:
+    """Yield all images in order, float32 [b, C, H, W] on `device`, as many at once as streams are worked on.
 
     Raises:
         ImagesError: an image cannot be read; it is named.
     """
     for batch in images.batches(BATCH):
-        yield torch.from_numpy(batch)
+        yield torch.from_numpy(batch).to(device)
 
 
 def equal_streams(stream: Tensor, weights: list[BlockWeights], kept: Mapping[int, Tensor] | None) -> Streams:
     """Return both streams where they are still equal, [n, N, D], and no token was merged or dropped."""
-    return Streams(stream, stream.clone(), None, _everyone_at_home(*stream.shape[:2]), weights, kept)
+    return Streams(stream, stream.clone(), None, _everyone_at_home(stream), weights, kept)
 
 
 def open_streams(
@@ -155,35 +155,36 @@ def open_streams(
     if weighted:
         found = token_weights(model, len(stream), batches(), progress)
     else:
-        shapes = [(block.attn.heads, len(stream), block.dims.tokens_in) for block in model.blocks]
+        shapes = [(block.attn.heads, stream, block.dims.tokens_in) for block in model.blocks]
         found = Weighed([_equal_weights(*shape) for shape in shapes], None)
     kept = None if found.streams is None else dict(enumerate(found.streams))
     return equal_streams(stream, found.weights, kept)
 
 
-def _everyone_at_home(images: int, tokens: int) -> Tensor:
-    """Return where each original token lives before any merge: [n, N]."""
-    return torch.arange(tokens).repeat(images, 1)
+def _everyone_at_home(stream: Tensor) -> Tensor:
+    """Return where each original token of [n, N, D] lives before any merge: [n, N]."""
+    images, tokens = stream.shape[:2]
+    return torch.arange(tokens, device=stream.device).repeat(images, 1)
 
 
-def _equal_weights(heads: int, images: int, tokens: int) -> BlockWeights:
-    one = torch.ones(())
+def _equal_weights(heads: int, stream: Tensor, tokens: int) -> BlockWeights:
+    one, images = stream.new_ones(()), len(stream)
     whole, per_head = one.expand(images, tokens), one.expand(images, heads, tokens)
     return BlockWeights(attention=whole, mlp=whole, queries=per_head, keys=per_head)
 
 
 def _new_home(home: Tensor, how: Reduction, tokens: int) -> Tensor:
     """Return where each original token lives after a reduction of `tokens` slim ones: [b, N]."""
-    b, prefix = home.shape[0], how.prefix
-    moved = torch.zeros(b, tokens + 1, dtype=torch.int64)  # the last: where dropped tokens live so far
-    moved[:, :prefix] = torch.arange(prefix)
+    b, prefix, device = home.shape[0], how.prefix, home.device
+    moved = home.new_zeros(b, tokens + 1)  # the last: where dropped tokens live so far
+    moved[:, :prefix] = torch.arange(prefix, device=device)
     if isinstance(how, TokenMatch):
         moved[:, prefix:tokens], left = _matched_home(how)
     elif how.onehot is not None:
         moved[:, prefix:tokens], left = how.onehot.argmax(dim=1) + prefix, prefix + how.onehot.shape[1]
     else:
         left = prefix + how.kept.shape[1]
-        places = torch.arange(prefix, left).expand(b, -1)
+        places = torch.arange(prefix, left, device=device).expand(b, -1)
         moved[:, prefix:] = left
         moved[:, prefix:].scatter_(1, how.kept, places)
     moved[:, -1] = left
@@ -192,13 +193,13 @@ def _new_home(home: Tensor, how: Reduction, tokens: int) -> Tensor:
 
 def _matched_home(match: TokenMatch) -> tuple[Tensor, int]:
     """Return where each patch of a batch lives after a merge, [b, n], and how many tokens are left."""
-    b, prefix = match.order.shape[0], match.prefix
-    kept = match.order.shape[1] - match.merged
-    moved = torch.zeros(b, match.order.shape[1] + match.onehot.shape[1], dtype=torch.int64)
-    a = torch.zeros(b, match.order.shape[1], dtype=torch.int64)
+    (b, count), others, prefix = match.order.shape, match.onehot.shape[1], match.prefix
+    kept, device = count - match.merged, match.order.device
+    moved = match.order.new_zeros(b, count + others)
+    a = torch.zeros_like(match.order)
     target = match.onehot.argmax(dim=1) + prefix + kept  # [b, merged]
-    places = torch.cat([target, (torch.arange(kept) + prefix).expand(b, -1)], dim=1)
+    places = torch.cat([target, (torch.arange(kept, device=device) + prefix).expand(b, -1)], dim=1)
     a.scatter_(1, match.order, places)
     moved[:, 0::2] = a
-    moved[:, 1::2] = torch.arange(match.onehot.shape[1]) + prefix + kept
-    return moved, prefix + kept + match.onehot.shape[1]
+    moved[:, 1::2] = torch.arange(others, device=device) + prefix + kept
+    return moved, prefix + kept + others

@@ -62,7 +62,7 @@ def _room_for_streams(model: SlimViT, images: int) -> list[Tensor] | None:
     shapes = [(images, block.dims.tokens_in, block.dims.embed) for block in model.blocks for _ in range(2)]
     if sum(math.prod(shape) for shape in shapes) * torch.float16.itemsize > _KEPT_BYTES:
         return None
-    return [torch.empty(shape, dtype=torch.float16) for shape in shapes]
+    return [torch.empty(shape, dtype=torch.float16, device=model.device) for shape in shapes]
 
 
 def _keep(streams: list[Tensor] | None, places: _Places, seen: int) -> list[Tensor] | None:
@@ -81,7 +81,9 @@ def _keep(streams: list[Tensor] | None, places: _Places, seen: int) -> list[Tens
 @torch.enable_grad()
 def _squared_gradients(model: SlimViT, places: _Places, generator: torch.Generator) -> list[BlockWeights]:
     """Return the squared gradients of log p of a drawn label, for every block."""
-    draw = torch.multinomial(places.logits.detach().softmax(dim=-1), 1, generator=generator)
+    chances = places.logits.detach().softmax(dim=-1)
+    # Drawn on the CPU, so that a GPU weighs tokens by the same labels.
+    draw = torch.multinomial(chances.cpu(), 1, generator=generator).to(chances.device)
     objective = places.logits.log_softmax(dim=-1).gather(1, draw).sum()
     wanted = [*places.attention, *places.mlp, *places.scores]
     gradients = torch.autograd.grad(objective, wanted)

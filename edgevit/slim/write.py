@@ -70,7 +70,7 @@ def copy_shared(dense: SlimViT, slim: SlimViT) -> None:
 
 def cut_block(full: SlimBlock, dims: BlockDims) -> SlimBlock:
     """Return a block of `dims` with what no plan cuts of `full`; the rest is for a fit to write."""
-    cut = SlimBlock(dims, full.arch)
+    cut = SlimBlock(dims, full.arch).to(full.attn.proj.weight.device)
     shared = {name: value for name, value in full.state_dict().items() if _no_plan_cuts(name)}
     missing = cut.load_state_dict(shared, strict=False)
     assert not missing.unexpected_keys

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from edgevit.gpu import torch_device
 from edgevit.training import TrainingPrecision
 
 _CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86, x86, Arm; without one, bf16 is emulated and slower
@@ -15,7 +16,7 @@ def resolve_precision(wanted: TrainingPrecision) -> Literal["fp32", "bf16"]:
     """Return `wanted`, with "auto" decided: bf16 where the device has instructions for it."""
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
+    if torch_device().type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     found = torch.cpu.get_capabilities()
     return "bf16" if any(found.get(name, False) for name in _CPU_BF16) else "fp32"

@@ -57,13 +57,12 @@ class Team:
     @classmethod
     def join(cls) -> Team:
         """Connect to the other processes of the launcher, waiting until all are there."""
-        import torch
         import torch.distributed as dist
         from accelerate import PartialState
-        from accelerate.utils import parse_flag_from_env
 
-        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-        rank = PartialState(cpu=on_cpu).process_index
+        from edgevit.gpu import CPU, torch_device
+
+        rank = PartialState(cpu=torch_device() == CPU).process_index
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         assert isinstance(group, dist.ProcessGroup)  # it is a number where this process is not in it
         return cls(group, rank)
