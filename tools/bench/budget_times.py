@@ -172,7 +172,8 @@ def time_sensitivity(*, quick: bool) -> Row:
     images = open_set("imagenet_train1000", dense.preprocess, 8 if quick else _BASE_IMAGES)
     decode_now(images)
     begin = time.perf_counter()
-    found = measure_sensitivity(dense.model, lambda: tensor_batches(images), CutShares(), None, TOLD)
+    model = dense.model
+    found = measure_sensitivity(model, lambda: tensor_batches(images, model.device), CutShares(), None, TOLD)
     minutes = (time.perf_counter() - begin) / 60
     cells: dict[str, Figure | str] = {
         "cuts": Figure(sum(len(curve.counts) for block in found.blocks for curve in block), ".0f"),
