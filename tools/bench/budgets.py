@@ -86,9 +86,9 @@ CASES = {
     "macs-0.42": Case("macs = 0.42", "macs = 0.42", 1.0, agreement=0.93),
     "macs-0.54-tuned": Case("macs = 0.54, trained", "macs = 0.54", 0.2, tuned=True),
     "macs-0.42-tuned": Case("macs = 0.42, trained", "macs = 0.42", 0.7, tuned=True),
-    "fp32": Case("speedup = 1.65", "speedup = 1.65", 1.0, speedup=1.5),
+    "fp32": Case("speedup = 1.6", "speedup = 1.6", 1.0, speedup=1.5),
     "fp32-tuned": Case("speedup = 1.85, trained", "speedup = 1.85", 1.0, speedup=1.7, tuned=True),
-    "int8": Case("speedup = 1.45, int8", "speedup = 1.45", 1.0, speedup=1.3, precision="int8"),
+    "int8": Case("speedup = 1.4, int8", "speedup = 1.4", 1.0, speedup=1.3, precision="int8"),
     "int8-tuned": Case(
         "speedup = 1.65, int8, trained", "speedup = 1.65", 1.0, speedup=1.5, tuned=True, precision="int8"
     ),
