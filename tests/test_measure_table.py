@@ -134,6 +134,7 @@ def test_latency_cost_adds_up_to_the_table_of_the_slim_model(dead: bool) -> None
         for i, b in enumerate(arch.blocks)
     ]
     assert tuple(blocks) == pytest.approx(TABLE.blocks_ms(arch))
+    assert cost.blocks(arch) == TABLE.blocks_ms(arch)
     assert cost.rest() + sum(blocks) == pytest.approx(TABLE.total_ms(arch))
 
 

@@ -39,6 +39,10 @@ def test_build_meets_its_budget_and_says_what_was_predicted(built: tuple[Report,
     assert facts.measured_kl > 0
     assert (facts.judged, facts.judged_images) == ("evaluation", 24)
     assert facts.predicted_kl == pytest.approx(sum(block.kl for block in facts.blocks))
+    assert facts.key == "macs"
+    planned = [block.cost for block in facts.blocks]
+    assert planned == pytest.approx([block.slim.macs for block in report.blocks])
+    assert [block.dense for block in facts.blocks] == [block.dense.macs for block in report.blocks]
     assert facts.images == 64
 
 
@@ -133,7 +137,9 @@ def test_build_with_a_budget_of_time_plans_by_a_table_and_measures_beside_it(tmp
     assert facts.predicted <= facts.limit
     assert facts.counted == report.results[0].slim.latency_ms.median
     assert facts.measured_on == "short fp32"
+    assert facts.key == "speedup"
     assert all(block.measured is not None for block in facts.blocks)
+    assert 0 < sum(block.dense or 0.0 for block in facts.blocks) <= facts.dense
     said = " ".join(phrases.budget(report))
     assert "were planned" in said
     assert "measured (short fp32)" in said

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import vl_convert
-from sample_report import int8_facts, report
+from sample_report import int8_facts, report, time_budget
 
 from edgevit.errors import OutputError
 from edgevit.report import charts
@@ -258,3 +258,29 @@ def test_html_shows_what_each_layer_costs_in_int8(one: str) -> None:
     assert "int8, layer by layer" in text
     assert "float, as number 1" in text
     assert text.index("<th>blocks.0.mlp.fc2</th>") < text.index("<th>blocks.0.attn.k</th>")
+
+
+def test_html_shows_a_budget_of_time_block_by_block(one: str) -> None:
+    assert "Budget, block by block" not in one
+    text = _Page(render_html([report().model_copy(update={"budget": time_budget()})])).text
+    assert "block tokens dense, ms planned, ms measured alone, ms KL of its cuts, nats promise kept" in text
+    kept = 100 * (0.6 * 7.42 / 7.5) / (0.4 * 5.23 / 5.0) / (102_200_000 / 71_540_000)
+    assert f"blocks.0 197 0.600 0.400 0.400 4.00e-03 {kept:.0f}% of 1.43x" in text
+    assert "blocks.11 197 → 1 0.600 0.300 0.300 4.00e-03 " in text
+    assert "dense blocks are multiplied by 0.99, those of the slim blocks by 1.05" in text
+
+
+def test_html_shows_a_budget_of_macs_block_by_block_without_times() -> None:
+    facts = time_budget()
+    blocks = tuple(b.model_copy(update={"cost": 7e7, "dense": 1e8, "measured": None}) for b in facts.blocks)
+    counted = {"unit": "macs", "key": "macs", "table": None, "blocks": blocks}
+    made = report().model_copy(update={"budget": facts.model_copy(update=counted)})
+    text = _Page(render_html([made])).text
+    assert "block tokens dense, MACs planned, MACs KL of its cuts, nats blocks.0 197 100.0 M 70.0 M" in text
+
+
+def test_html_of_an_older_report_with_a_budget_leaves_out_what_it_does_not_say() -> None:
+    facts = time_budget()
+    blocks = tuple(b.model_copy(update={"dense": None, "measured": None}) for b in facts.blocks)
+    made = report().model_copy(update={"budget": facts.model_copy(update={"key": None, "blocks": blocks})})
+    assert "blocks.0 197 - 0.400 - 4.00e-03 - blocks.1" in _Page(render_html([made])).text

@@ -4,19 +4,11 @@ import io
 
 import pytest
 from rich.console import Console
-from sample_report import int8_facts, report, result
+from sample_report import int8_facts, report, result, time_budget
 
 from edgevit.report import phrases
-from edgevit.report.model import (
-    BudgetFacts,
-    NotBuilt,
-    PreflightFacts,
-    Report,
-    Speedup,
-    TableFacts,
-    TimedWhole,
-    TuneFacts,
-)
+from edgevit.report.blocks import breaking
+from edgevit.report.model import NotBuilt, PreflightFacts, ReductionFacts, Report, Speedup, TuneFacts
 from edgevit.report.terminal import render, render_comparison, render_int8
 
 NARROW = """\
@@ -301,41 +293,74 @@ def test_findings_name_int8_only_where_layers_went_back() -> None:
     )
 
 
+def _with_budget(made: Report | None = None, **changes: object) -> Report:
+    return (made or report()).model_copy(update={"budget": time_budget().model_copy(update=changes)})
+
+
 def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> None:
-    whole = (
-        TimedWhole(name="half of all widths", measured=4.0, predicted=4.04),
-        TimedWhole(name="merged once to 60 %", measured=5.0, predicted=4.8),
-    )
-    facts = BudgetFacts(
-        unit="ms",
-        asked=1.5,
-        limit=5.0,
-        dense=7.5,
-        predicted=4.9,
-        counted=5.25,
-        dense_measured=7.35,
-        measured_on="openvino-cpu fp32",
-        table=TableFacts(parts=32, worst_part=0.023, drift=0.01, whole=whole),
-        predicted_kl=0.05,
-        measured_kl=0.03,
-        images=128,
-        blocks=(),
-        decisions=("All attention heads stay.",),
-    )
-    spent, table, decided = phrases.budget(report().model_copy(update={"budget": facts}))
-    assert "4.90 of at most 5.00 were planned, 5.25 measured (openvino-cpu fp32)" in spent
-    assert "1.40x the dense model's speed, where 1.50x was asked" in spent
+    spent, table, promise, decided = phrases.budget(_with_budget())
+    assert "5.00 of at most 5.00 ms were planned, 5.23 ms measured (openvino-cpu fp32); that is" in spent
+    assert "1.42x the dense model's speed, where 1.50x was asked; KL" in spent
     fitted = "KL(dense || slim) 0.03 on calibration images that it was fitted to, so more on others; the cuts"
-    assert f"{fitted} one by one add up to 0.05 on 128 calibration images, not fitted to them." in spent
-    unseen = facts.model_copy(update={"judged": "evaluation", "judged_images": 256})
-    spent, _, _ = phrases.budget(report().model_copy(update={"budget": unseen}))
+    one_by_one = f"{fitted} one by one add up to 0.05 on a third of 128 calibration images, fitted to the"
+    assert one_by_one in spent
+    unseen = _with_budget(judged="evaluation", judged_images=256)
+    spent, *_ = phrases.budget(unseen)
     assert "KL(dense || slim) 0.03 on 256 evaluation images, the cuts one by one add up to 0.05" in spent
     assert table == (
         "The latency table is of 32 parts, the worst of which is 2.3% off. Of 2 whole models, each predicted"
         " from the others, the one that is merged once to 60 % is farthest off: 4.0% below what it took."
     )
+    assert promise.startswith("Of what MACs promise, least is kept by blocks.11, ")
     assert decided == "All attention heads stay."
-    assert facts.table is not None
-    restless = facts.model_copy(update={"table": facts.table.model_copy(update={"drift": -0.4})})
-    _, table, _ = phrases.budget(report().model_copy(update={"budget": restless}))
+    facts = time_budget().table
+    assert facts is not None
+    restless = _with_budget(table=facts.model_copy(update={"drift": -0.4}))
+    _, table, *_ = phrases.budget(restless)
     assert "2.3% off, timed on a machine that became 40.0% faster meanwhile. Of 2" in table
+
+
+def test_budget_names_three_blocks_that_keep_least_with_what_was_done_to_them() -> None:
+    merged = ReductionFacts(place="blocks.3", strategy="merge", before=197, after=101)
+    made = report()
+    slow = time_budget().blocks[3].model_copy(update={"measured": 0.8})
+    made = made.model_copy(update={"plan": made.plan.model_copy(update={"reductions": (merged,)})})
+    blocks = (*time_budget().blocks[:3], slow, *time_budget().blocks[4:])
+    [said] = [line for line in phrases.budget(_with_budget(made, blocks=blocks)) if "promise" in line]
+    rows = {row.name: row for row in breaking(_with_budget(made, blocks=blocks))}
+    third = rows["blocks.3"]
+    assert third.kept is not None
+    assert said.count("would keep it") == 3
+    assert f"blocks.3, {100 * third.kept:.0f}% (merge, 197 to 101 tokens; " in said
+    assert "blocks.11, " in said
+    assert "(dead tokens dropped; " in said
+    assert "(2 of 3 heads, 48 of 64 QK dims, 48 of 64 VO dims, 480 of 768 hidden neurons; " in said
+    assert said.endswith(
+        "Blocks were timed alone, and are scaled to what the whole models took; those of the dense blocks are"
+        " the latency table's."
+    )
+
+
+def test_budget_of_which_no_block_was_measured_says_that_its_promise_is_planned() -> None:
+    blocks = tuple(block.model_copy(update={"measured": None}) for block in time_budget().blocks)
+    [said] = [line for line in phrases.budget(_with_budget(blocks=blocks)) if "promise" in line]
+    assert "The times are planned; those of the dense blocks are the latency table's." in said
+
+
+def test_budget_of_latency_says_the_milliseconds_that_were_asked_for() -> None:
+    spent, *_ = phrases.budget(_with_budget(key="latency_ms", asked=5.0))
+    assert "5.23 ms measured (openvino-cpu fp32), where 5 ms were asked; that is 1.42x the dense" in spent
+    assert "x was asked" not in spent
+
+
+def test_budget_that_planned_for_another_precision_than_was_chosen_says_so() -> None:
+    made = report()
+    others = [r.model_copy(update={"chosen": r.precision == "bf16"}) for r in made.results]
+    spent, *_ = phrases.budget(_with_budget(made.model_copy(update={"results": tuple(others)})))
+    assert "where 1.50x was asked; planned for fp32, bf16 was chosen; KL" in spent
+    assert "planned for" not in phrases.budget(_with_budget(made))[0]
+
+
+def test_budget_of_an_older_report_names_no_blocks() -> None:
+    blocks = tuple(block.model_copy(update={"dense": None}) for block in time_budget().blocks)
+    assert not any("promise" in line for line in phrases.budget(_with_budget(key=None, blocks=blocks)))

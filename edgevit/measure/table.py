@@ -327,6 +327,10 @@ class LatencyCost:
         sized = counts.tokens_in < self.arch.blocks[index].tokens_in or _is_sized(self.arch, index)
         return self.table.block_ms(self.arch, dims, sized=sized)
 
+    def blocks(self, arch: Arch) -> tuple[float, ...]:
+        """Return the time of each block of a whole model of these dims."""
+        return self.table.blocks_ms(arch)
+
     def rest(self) -> float:
         """Return the time of everything that is no block."""
         return self.table.rest_ms()

@@ -125,9 +125,10 @@ def budget_facts(
     (dense, slim), limit, allocation = models, found.limit, found.allocation
     judged = found.images if evaluation is None else evaluation
     counted = None if limit.timed else limit.costs.total(slim_arch(found.dense, allocation.plan))
-    parts = zip(allocation.block_costs, allocation.block_kls, strict=True)
+    parts = zip(allocation.block_costs, limit.costs.blocks(found.dense), allocation.block_kls, strict=True)
     return BudgetFacts(
         unit=limit.unit,
+        key=budget.key,
         asked=budget.asked,
         limit=limit.most,
         dense=limit.dense,
@@ -139,7 +140,7 @@ def budget_facts(
         judged_images=min(len(judged), JUDGED),
         images=len(found.images),
         table=None if limit.timed is None else _table_facts(limit.timed.table),
-        blocks=tuple(BudgetBlock(cost=cost, kl=kl) for cost, kl in parts),
+        blocks=tuple(BudgetBlock(cost=cost, dense=whole, kl=kl) for cost, whole, kl in parts),
         decisions=(
             *decisions(found.dense, allocation, limit.unit, limit.costs),
             *([] if found.binding is None else [found.binding]),

@@ -51,6 +51,10 @@ class CostModel(Protocol):
         """Return the cost of block `index` that keeps `counts`."""
         ...
 
+    def blocks(self, arch: Arch) -> tuple[float, ...]:
+        """Return the cost of each block of a whole model of these dims."""
+        ...
+
     def rest(self) -> float:
         """Return the cost of everything that is no block."""
         ...
@@ -73,6 +77,10 @@ class ArchCosts:
         """Count one block."""
         dims = block_with(self.arch, index, counts, dead_tokens=self.dead_tokens)
         return self._of(block_cost(self.arch, dims))
+
+    def blocks(self, arch: Arch) -> tuple[float, ...]:
+        """Count each block of a whole model."""
+        return tuple(map(self._of, model_cost(arch).blocks))
 
     def rest(self) -> float:
         """Count stem and head."""

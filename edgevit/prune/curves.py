@@ -78,6 +78,7 @@ class Sensitivity:
 
     blocks: tuple[tuple[Curve, ...], ...]
     images: int
+    """Those that cuts were recovered by and those that KL was taken on, together."""
 
     def curve(self, block: int, kind: Kind) -> Curve | None:
         """Return the curve of a kind of cut in a block; None where that cannot be cut."""

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from edgevit.disk import atomic_write
 from edgevit.report import charts, phrases
+from edgevit.report.blocks import block_scales, budget_rows
 from edgevit.report.comparison import fastest_first
 from edgevit.report.model import BlockFacts, Report
 from edgevit.report.sweep import Sweep
@@ -50,6 +51,8 @@ def render_html(reports: Sequence[Report]) -> str:
         side_by_side=fastest_first(reports),
         charts=charts,
         say=phrases,
+        budget_rows=budget_rows,
+        block_scales=block_scales,
         chart_library=_chart_library(),
     )
 

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from edgevit.budget import Key, Unit
 from edgevit.errors import OutputError
 from edgevit.plan import Recover
 
@@ -377,6 +378,8 @@ class BudgetBlock(Part):
 
     cost: Annotated[float, Field(ge=0.0)]
     """In the unit of the budget."""
+    dense: Annotated[float, Field(ge=0.0)] | None = None
+    """The dense model's block in the same unit; its time is the latency table's. Null in older reports."""
     measured: float | None = None
     """Milliseconds of the block alone, where the budget is one of time."""
     kl: Annotated[float, Field(ge=0.0)]
@@ -411,7 +414,9 @@ class TableFacts(Part):
 class BudgetFacts(Part):
     """A budget, and what was predicted beside what came out. KL is KL(dense || slim), nats."""
 
-    unit: Literal["macs", "params", "ms"]
+    unit: Unit
+    key: Key | None = None
+    """Of the recipe; null in reports that did not say."""
     asked: float | str
     """As the recipe has it: a share of dense, a number as text, a speed-up or milliseconds."""
     limit: Annotated[float, Field(gt=0.0)]
@@ -435,7 +440,8 @@ class BudgetFacts(Part):
     judged_images: Count | None = None
     """How many; null in reports that did not say."""
     images: Count
-    """On which cuts were measured, of the calibration set."""
+    """Of the calibration set, by which cuts were measured: a third gave the KL, the closed form learnt from
+    the others."""
     blocks: tuple[BudgetBlock, ...]
     decisions: tuple[str, ...]
     """The large ones, a sentence each."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevit.budget import Unit
+from edgevit.report.blocks import BudgetRow, block_scales, breaking, planned_for
 from edgevit.report.model import (
     BudgetFacts,
     Drop,
@@ -66,6 +68,15 @@ def milliseconds(value: float, like: float | None = None) -> str:
 def milliseconds_interval(interval: Interval, like: float) -> str:
     """Write an interval of times with the decimals of `like`: "7.38-7.47"."""
     return "-".join(milliseconds(end, like) for end in interval)
+
+
+def cost(value: float | None, unit: Unit, like: float | None = None) -> str:
+    """Write what a block costs in the unit of a budget, milliseconds without theirs; "-" for None."""
+    if value is None:
+        return NONE
+    if unit == "ms":
+        return milliseconds(value, like)
+    return count(round(value), None if like is None else round(like))
 
 
 def ratio(value: float) -> str:
@@ -183,16 +194,61 @@ def budget(report: Report) -> list[str]:
     if facts is None:
         return []
     table = [] if facts.table is None else [_table(facts.table)]
-    return [f"Budget: {_spent(facts)}; {_judged(facts)}.", *table, " ".join(facts.decisions)]
+    spent = f"Budget: {_spent(facts)}{_other_precision(report)}; {_judged(facts)}."
+    return [spent, *table, *_broken(report, facts), " ".join(facts.decisions)]
+
+
+_NAMED = 3
+"""Of the blocks that keep too little of their promise, so many are named."""
+
+
+def _broken(report: Report, facts: BudgetFacts) -> list[str]:
+    """Name the blocks that keep least of what their MACs promise; nothing where all keep enough."""
+    worst = [_of_promise(report, row) for row in breaking(report)[:_NAMED]]
+    if not worst:
+        return []
+    measured = "Blocks were timed alone, and are scaled to what the whole models took"
+    times = "The times are planned" if block_scales(facts) is None else measured
+    text = f"Of what MACs promise, least is kept by {'; then '.join(worst)}"
+    return [f"{text}. {times}; those of the dense blocks are the latency table's."]
+
+
+def _of_promise(report: Report, row: BudgetRow) -> str:
+    """Say how much a block keeps, what was done to it, and how fast it would be if it kept all."""
+    assert row.kept is not None  # it is one of `breaking`
+    assert row.time is not None
+    wanted = milliseconds(row.time * row.kept, row.time)
+    times = f"{milliseconds(row.time)} ms where {wanted} would keep it"
+    return f"{row.name}, {kept(row.kept)} ({_done_to(report, row)}; {times})"
+
+
+_COUNTS = {"heads": "heads", "qk_dim": "QK dims", "vo_dim": "VO dims", "hidden": "hidden neurons"}
+
+
+def _done_to(report: Report, row: BudgetRow) -> str:
+    """Say what makes a block cheaper: fewer tokens behind its attention, else all that there is less of."""
+    fewer = [one for one in report.plan.reductions if one.place == row.name]
+    if fewer:
+        return f"{fewer[0].strategy}, {fewer[0].before} to {fewer[0].after} tokens"
+    if row.tokens_out < row.tokens_in:
+        return "dead tokens dropped"
+    block = next(block for block in report.blocks if block.name == row.name)
+    counts = [(row.tokens_in, block.dense.tokens, "tokens")]
+    counts += [(getattr(block.slim, key), getattr(block.dense, key), word) for key, word in _COUNTS.items()]
+    less = [f"{slim} of {dense} {word}" for slim, dense, word in counts if slim < dense]
+    return ", ".join(less) or "fewer MACs"
 
 
 def _judged(facts: BudgetFacts) -> str:
     """Say how far the slim model's answers are from the dense one's, and on which images."""
     kl = f"KL(dense || slim) {facts.measured_kl:.3g}"
-    alone = f"the cuts one by one add up to {facts.predicted_kl:.3g} on {facts.images} calibration images"
+    alone = (
+        f"the cuts one by one add up to {facts.predicted_kl:.3g} on a third of {facts.images} calibration"
+        " images, fitted to the others"
+    )
     if facts.judged == "evaluation":
         return f"{kl} on {facts.judged_images} evaluation images, {alone}"
-    return f"{kl} on calibration images that it was fitted to, so more on others; {alone}, not fitted to them"
+    return f"{kl} on calibration images that it was fitted to, so more on others; {alone}"
 
 
 _RESTLESS = 0.1
@@ -220,13 +276,26 @@ def _spent(facts: BudgetFacts) -> str:
         dense = round(facts.dense)
         used = count(round(facts.counted or 0), dense)
         return f"{used} of at most {count(round(facts.limit), dense)} {unit} are used"
-    planned = f"{milliseconds(facts.predicted)} of at most {milliseconds(facts.limit)} were planned"
+    planned = f"{milliseconds(facts.predicted)} of at most {milliseconds(facts.limit)} ms were planned"
     if facts.counted is None or facts.dense_measured is None:
         return planned
-    wanted = facts.dense / facts.limit
+    took = f"{planned}, {milliseconds(facts.counted)} ms measured ({facts.measured_on})"
+    faster = f"that is {facts.dense_measured / facts.counted:.2f}x the dense model's speed"
+    if facts.key == "latency_ms":
+        return f"{took}, where {facts.limit:g} ms were asked; {faster}"
+    return f"{took}; {faster}, where {facts.dense / facts.limit:.2f}x was asked"
+
+
+def _other_precision(report: Report) -> str:
+    """Say it where another precision was chosen than the one that a budget of time planned for."""
+    planned = planned_for(report)
+    if planned is None:
+        return ""
+    chosen = [r.precision for r in report.results if r.target == planned.target and r.chosen]
+    if not chosen or planned.precision in chosen:
+        return ""
     return (
-        f"{planned}, {milliseconds(facts.counted)} measured ({facts.measured_on}); that is"
-        f" {facts.dense_measured / facts.counted:.2f}x the dense model's speed, where {wanted:.2f}x was asked"
+        f"; planned for {planned.precision}, {_listed(chosen)} {'was' if len(chosen) == 1 else 'were'} chosen"
     )
 
 
