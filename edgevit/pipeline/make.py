@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgevit.errors import ImagesError, PlanError
 from edgevit.models.anatomy import read_anatomy
 from edgevit.pipeline.budget import Budgeted, plan_within_budget
 from edgevit.pipeline.decide import drops_dead_tokens, make_plan
@@ -15,8 +16,10 @@ from edgevit.pipeline.sets import Sets, open_sets
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.tune import distil_options, tune_slim
 from edgevit.plan import Plan
+from edgevit.prune.sensitivity import HELD_OUT
 from edgevit.report.model import TuneFacts
 from edgevit.slim import SlimOptions
+from edgevit.slim.act import check_enough, require_closed_form
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,26 @@ def decide(stages: Stages, inputs: Inputs, start: Start) -> tuple[Plan, Budgeted
     """Decide what remains: by hand and by methods, or within a budget.
 
     Raises:
-        PlanError: counts that do not fit, or a budget that no plan meets.
+        PlanError: counts that do not fit, a budget that no plan meets, or one whose plan needs more images.
+        ImagesError: too few images for the closed form of any plan.
+        RecipeError, BackendUnavailableError, UnsupportedModelError: a budget of time for a target or a model
+            that is not timed here.
+        BackendError, MeasurementError: its latency table cannot be measured.
     """
     sets, searched = start.sets, start.searched
-    if sets.judging is None:
+    if sets.measuring is None or sets.calibration is None:
         return make_plan(stages, inputs, searched, sets.calibration), None
-    dead = drops_dead_tokens(inputs, read_anatomy(searched.start.loaded.model.arch))
+    model = searched.start.loaded.model
+    require_closed_form(model, sets.calibration, 1 - HELD_OUT)  # before anything is measured
+    dead = drops_dead_tokens(inputs, read_anatomy(model.arch))
     limit = find_limit(stages, inputs, searched.start, sets, dead_tokens=dead)
-    budgeted = plan_within_budget(stages, inputs, searched.start, sets.judging, limit)
-    return budgeted.allocation.plan, budgeted
+    budgeted = plan_within_budget(stages, inputs, searched.start, sets.measuring, limit)
+    plan = budgeted.allocation.plan
+    try:
+        check_enough(model.arch, plan, sets.calibration)
+    except ImagesError as error:  # fewer tokens need more images
+        raise PlanError(f"{limit.key}: of the plan that was solved for, {error}") from error
+    return plan, budgeted
 
 
 def make_slim(stages: Stages, inputs: Inputs, start: Start, plan: Plan) -> Slimmed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,14 +12,19 @@ from edgevit.cost import model_cost
 from edgevit.errors import ImagesError
 from edgevit.images import Images, check_labels, open_images, required_labels
 from edgevit.methods import learning_methods, need_images
+from edgevit.models.anatomy import read_anatomy
+from edgevit.models.arch import Arch
 from edgevit.pipeline.inputs import CALIBRATED, Inputs
 from edgevit.pipeline.keys import images_key
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.stages import Stages
+from edgevit.plan import keep_all
+from edgevit.prune.sensitivity import HELD_OUT
+from edgevit.slim.act import images_needed
 from edgevit.tune.views import split
 
 _BATCH = 32
-_JUDGING, _JUDGING_LARGE, _LARGE = 256, 128, 10e9
+_MEASURING, _MEASURING_LARGE, _LARGE = 256, 128, 10e9
 """Images on which a budget's cuts are measured, and on a model of more MACs than the last number says.
 
 The time that takes is proportional to them: minutes for DeiT-T, the better part of an hour for DeiT-B.
@@ -34,7 +40,7 @@ class Sets:
     calibration: Images | None
     evaluation: Images | None
     tuning: Images | None
-    judging: Images | None = None
+    measuring: Images | None = None
     """Of the calibration set, on which a budget's cuts are measured."""
     searching: Mapping[int, Images] = field(default_factory=dict)
     """Labelled, for the methods that learn, by their place."""
@@ -48,7 +54,7 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
     """
     recipe, default = inputs.recipe.recipe, dense.loaded.preprocess
     drawn = _Drawn(stages, inputs, dense)
-    calibration = evaluation = tuning = judging = None
+    calibration = evaluation = tuning = measuring = None
     searching = {}
     quantises = any(precision in CALIBRATED for wanted in inputs.wanted for precision in wanted.precisions)
     if recipe.recover == "closed-form" or need_images(recipe.methods) or quantises:
@@ -67,18 +73,29 @@ def open_sets(stages: Stages, inputs: Inputs, dense: Saved) -> Sets:
         )
         _check_labels(inputs, evaluation, dense.loaded.model.arch.classes)
     if recipe.budget is not None and recipe.calibration is not None:
-        large = model_cost(dense.loaded.model.arch).total.macs > _LARGE
-        judging = drawn.draw(min(_JUDGING_LARGE if large else _JUDGING, recipe.calibration.images), "")
-    sets = Sets(calibration, evaluation, tuning, judging, searching)
+        measuring = drawn.draw(measuring_images(dense.loaded.model.arch, recipe.calibration.images), "")
+    sets = Sets(calibration, evaluation, tuning, measuring, searching)
     _refuse_seen(inputs, sets)
     named = {id(evaluation): ("evaluation", evaluation), id(tuning): ("tuning", tuning)}
     named |= {id(images): ("searching", images) for images in searching.values()}
-    named |= {id(judging): ("judging", judging)}
+    named |= {id(measuring): ("measuring", measuring)}
     named |= {id(calibration): ("calibration", calibration)}  # the first reader names shared images
     for name, images in reversed(named.values()):
         if images is not None:
             _decode_all(stages, name, images)
     return sets
+
+
+def measuring_images(arch: Arch, most: int) -> int:
+    """Return on how many images the cuts of a model are measured: enough for the fits, which learn from some.
+
+    Args:
+        arch: of the dense model.
+        most: how many there are.
+    """
+    usual = _MEASURING_LARGE if model_cost(arch).total.macs > _LARGE else _MEASURING
+    needed = images_needed(arch, keep_all(read_anatomy(arch))).images
+    return min(most, max(usual, math.ceil(needed / (1 - HELD_OUT))))
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ def seen_share(sets: Sets) -> float | None:
     """Return the share of the evaluation images that the build also looks at elsewhere; None without them."""
     if sets.evaluation is None:
         return None
-    others = (sets.calibration, sets.tuning, sets.judging, *sets.searching.values())
+    others = (sets.calibration, sets.tuning, sets.measuring, *sets.searching.values())
     return max((_share_of(sets.evaluation, images) for images in others if images is not None), default=0.0)
 
 
@@ -147,8 +164,8 @@ def _refuse_seen(inputs: Inputs, sets: Sets) -> None:
         looked_at.setdefault(sets.tuning, how)
     if sets.calibration is not None:
         looked_at.setdefault(sets.calibration, "[calibration] draws")
-    if sets.judging is not None:
-        looked_at.setdefault(sets.judging, "[budget] measures cuts on")
+    if sets.measuring is not None:
+        looked_at.setdefault(sets.measuring, "[budget] measures cuts on")
     if sets.evaluation is None or inputs.evaluation is None:
         return
     for images, what in looked_at.items():

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -36,8 +37,8 @@ from edgevit.slim.stream import BATCH, Streams, equal_streams, open_streams
 from edgevit.slim.token_weights import BlockWeights
 from edgevit.slim.write import cut_block
 
-_JUDGED_SHARE = 3
-"""One image in this many is not learnt from, but judged on."""
+HELD_OUT = Fraction(1, 3)
+"""Share of the images, the last ones, that no cut learns from: KL is taken on them."""
 _LEAST_TOKENS = 8  # patches in front of a block in which merging some is worth a measurement
 
 
@@ -81,7 +82,7 @@ def measure_sensitivity(
     dense = dense.eval().requires_grad_(False)
     done = _read(kept)
     streams = open_streams(dense, batches, progress, weighted=True)
-    learnt = len(streams.dense) - max(1, len(streams.dense) // _JUDGED_SHARE)
+    learnt = len(streams.dense) - max(1, int(HELD_OUT * len(streams.dense)))
     streams.weights = [_learnt_alone(weights, learnt) for weights in streams.weights]
     tail = _Tail(dense, streams, learnt)
     cuts = [_cuts(read_anatomy(dense.arch), index, shares) for index in range(len(dense.blocks))]
@@ -166,14 +167,14 @@ class _Tail:
 
     def __init__(self, dense: SlimViT, streams: Streams, learnt: int) -> None:
         self.streams = streams
-        judged = range(learnt, len(streams.dense), BATCH)
-        self._judged = [slice(start, min(start + BATCH, len(streams.dense))) for start in judged]
+        starts = range(learnt, len(streams.dense), BATCH)
+        self._held_out = [slice(start, min(start + BATCH, len(streams.dense))) for start in starts]
         self._dense = dense
         self._stream = streams.dense
         self._blocks = [*dense.blocks[:-1], _only_read(dense)]
         with torch.no_grad():
             self._answers = [
-                self._run(streams.dense[part], None, 0).log_softmax(dim=-1) for part in self._judged
+                self._run(streams.dense[part], None, 0).log_softmax(dim=-1) for part in self._held_out
             ]
 
     def enter(self, index: int) -> _Place:
@@ -184,7 +185,7 @@ class _Tail:
         return _Place(index, full, self, before, middle, self._stream)
 
     def kl_behind(self, site: Site, mlp: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Return KL(dense || changed) of the judged images, from the slim stream behind a site's attention.
+        """Return KL(dense || changed) of the images held out, from the slim stream behind a site's attention.
 
         Args:
             site: the changed block.
@@ -192,7 +193,7 @@ class _Tail:
         """
         total, read = 0.0, self._dense.arch.read_tokens
         last = site.index == len(self._blocks) - 1
-        for part, answers in zip(self._judged, self._answers, strict=True):
+        for part, answers in zip(self._held_out, self._answers, strict=True):
             x = site.streams.slim[part]
             x = self._mlp(site.full, x[:, :read] if last else x, mlp)
             logits = self._run(x, site.streams.sizes_of(part), site.index + 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from edgevit.errors import ImagesError, PlanError
 from edgevit.images import Images
 from edgevit.models.anatomy import read_anatomy
+from edgevit.models.arch import Arch
 from edgevit.models.layers import SlimViT
 from edgevit.models.neuron_choice import NeuronChoice
 from edgevit.models.observe import LiveMlp, mean_of_mlps
@@ -75,7 +78,7 @@ def slim_model(
         case "closed-form":
             _refuse_refit(dense)
             given = _require(images, 'slim.recover = "closed-form"')
-            _check_enough(dense, plan, given)
+            check_enough(dense.arch, plan, given)
             return slim_closed_form(
                 dense, plan, lambda: tensor_batches(given, dense.device), options.closed_form, progress
             )
@@ -133,15 +136,20 @@ def _refuse_cut_choices(dense: SlimViT, plan: Plan) -> None:
             )
 
 
-def require_closed_form(dense: SlimViT, images: Images) -> None:
+def require_closed_form(dense: SlimViT, images: Images, learnt: Fraction = Fraction(1)) -> None:
     """Make sure that a model can be slimmed in closed form, and that the images would do for it whole.
+
+    Args:
+        dense: the model.
+        images: of which some or all are learnt from.
+        learnt: share of them, 0..1.
 
     Raises:
         PlanError: a model that merges tokens already, or lacks channels of its stream.
         ImagesError: too few images.
     """
     _refuse_refit(dense)
-    _check_enough(dense, keep_all(read_anatomy(dense.arch)), images)
+    check_enough(dense.arch, keep_all(read_anatomy(dense.arch)), images, learnt)
 
 
 def _refuse_refit(dense: SlimViT) -> None:
@@ -166,17 +174,46 @@ def _cuts_no_weights(dense: SlimViT, plan: Plan) -> bool:
     return plan.blocks == keep_all(read_anatomy(dense.arch)).blocks
 
 
-def _check_enough(dense: SlimViT, plan: Plan, images: Images) -> None:
-    """Refuse a calibration set whose covariances would not have full rank."""
-    needed = []
-    for index, (block, left) in enumerate(zip(dense.arch.blocks, plan.blocks, strict=True)):
-        tokens = min(block.tokens_in, left.tokens)  # merged tokens are rows no more
+class Need(NamedTuple):
+    """How many images a closed form takes, and why."""
+
+    images: int
+    block: int
+    """Which one's covariance takes so many."""
+    dims: int
+    """Of that covariance."""
+    tokens: int
+    """Of an image, each a row."""
+
+
+def images_needed(arch: Arch, plan: Plan) -> Need:
+    """Return how many images give covariances of full rank: a row is a token that no merge took away."""
+    needs = []
+    for index, (block, left) in enumerate(zip(arch.blocks, plan.blocks, strict=True)):
+        tokens = min(block.tokens_in, left.tokens)
         dims = max(block.hidden, block.heads * block.vo_dim)
-        needed.append((math.ceil(_ROWS_PER_DIM * dims / tokens), index, dims, tokens))
-    least, index, dims, tokens = max(needed)
+        needs.append(Need(math.ceil(_ROWS_PER_DIM * dims / tokens), index, dims, tokens))
+    return max(needs)
+
+
+def check_enough(arch: Arch, plan: Plan, images: Images, learnt: Fraction = Fraction(1)) -> None:
+    """Refuse a calibration set whose covariances would not have full rank.
+
+    Args:
+        arch: of the dense model.
+        plan: what remains; the fewer tokens, the more images it takes.
+        images: of which some or all are learnt from.
+        learnt: share of them, 0..1.
+
+    Raises:
+        ImagesError: too few; the smallest number that does is named.
+    """
+    need = images_needed(arch, plan)
+    least = math.ceil(need.images / learnt)
     if len(images) < least:
         raise ImagesError(
-            f"calibration.images: the closed form needs at least {least} images for this model ({dims} dims"
-            f" in the widest layer of blocks.{index}, {tokens} tokens an image), got {len(images)}."
+            f"calibration.images: the closed form needs at least {least} images for this model ({need.dims}"
+            f" dims in the widest layer of blocks.{need.block}, {need.tokens} tokens an image), got"
+            f" {len(images)}."
             " Give it that many or more: accuracy grows with them, and so does the time."
         )
