@@ -94,3 +94,12 @@ class BudgetSection(Strict):
         match = _AMOUNT.fullmatch(self.asked)
         assert match is not None
         return float(match["number"]) * _PREFIXES[match["prefix"]]
+
+
+def amount_text(amount: float, unit: Unit) -> str:
+    """Write what something costs, as a recipe would: "0.68G MACs", "3.2M params", "4 ms"."""
+    if unit == "ms":
+        return f"{amount:.3g} ms"
+    fitting = [prefix for prefix, size in _PREFIXES.items() if amount >= size] or [""]
+    what = "MACs" if unit == "macs" else "params"
+    return f"{amount / _PREFIXES[fitting[-1]]:.3g}{fitting[-1]} {what}"

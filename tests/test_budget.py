@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.budget import BudgetSection
+from edgevit.budget import BudgetSection, Unit, amount_text
 from edgevit.errors import RecipeError
 from edgevit.recipe import Recipe, load_recipe
 
@@ -68,3 +68,16 @@ def test_budget_is_a_share_or_a_number(tmp_path: Path, line: str, unit: str, lim
 def test_budget_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("amount", "unit", "text"),
+    [
+        (0.676907464e9, "macs", "677M MACs"),
+        (3.2e6, "params", "3.2M params"),
+        (900.0, "params", "900 params"),
+        (4.04, "ms", "4.04 ms"),
+    ],
+)
+def test_amount_is_written_as_in_a_recipe(amount: float, unit: Unit, text: str) -> None:
+    assert amount_text(amount, unit) == text

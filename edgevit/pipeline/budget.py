@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from edgevit.budget import amount_text
 from edgevit.errors import PlanError
 from edgevit.gpu import copied_to, on_gpu_or_cpu
 from edgevit.images import Images
@@ -20,18 +21,24 @@ from edgevit.pipeline.inputs import Inputs
 from edgevit.pipeline.judged import JUDGED, measured_kl
 from edgevit.pipeline.keys import code_sha256, images_key, library_versions, value_sha256
 from edgevit.pipeline.latency import measure_blocks
-from edgevit.pipeline.limit import Limit, amount_text
+from edgevit.pipeline.limit import Limit
 from edgevit.pipeline.models import Saved
 from edgevit.pipeline.precision import GRAPH_OF
 from edgevit.pipeline.stages import Stages
 from edgevit.pipeline.targets import Measured
 from edgevit.plan import KINDS, Kind
-from edgevit.prune.allocate import Allocation, FitsAttention, allocate, any_attention, choices_of
+from edgevit.prune.allocate import (
+    Allocation,
+    FitsAttention,
+    OutOfReachError,
+    allocate,
+    any_attention,
+    choices_of,
+)
 from edgevit.prune.curves import Sensitivity, sensitivity_of, sensitivity_text
 from edgevit.prune.decisions import decisions
 from edgevit.prune.sensitivity import BlockFile, CutShares, measure_sensitivity
 from edgevit.report.model import BudgetBlock, BudgetFacts, TableFacts, TimedWhole
-from edgevit.slim.act import require_closed_form
 from edgevit.slim.stream import tensor_batches
 from edgevit.store import JSON
 
@@ -66,10 +73,8 @@ def plan_within_budget(
 
     Raises:
         PlanError: no plan of this model meets the budget.
-        ImagesError: too few images for the closed form.
     """
     arch = dense.loaded.model.arch
-    require_closed_form(dense.loaded.model, images)
     sensitivity = _sensitivity(stages, dense, images)
     multiples, fusing = _multiples(inputs), fusing_targets(inputs)
 
@@ -80,9 +85,8 @@ def plan_within_budget(
 
     try:
         found = solve(multiples, kept_fused(fusing, arch))
-    except PlanError as error:
-        whole = amount_text(limit.dense, limit.unit)
-        raise PlanError(f"{limit.key}: {error}, of the dense model's {whole}.{_floor(limit)}") from error
+    except OutOfReachError as error:
+        raise PlanError(_out_of_reach(limit, error.least)) from error
     ruled = set(multiples.values()) != {1} or fusing
     free = solve({}, any_attention) if ruled else found
     told = _binding(inputs, multiples, fusing, found.kl - free.kl) if free.kl < found.kl else None
@@ -97,13 +101,21 @@ def _binding(inputs: Inputs, multiples: dict[Kind, int], fusing: Sequence[Fusing
     return f"{'; '.join([*counts, *(one.text() for one in fusing)])}: {kl:.2g} more of KL."
 
 
-def _floor(limit: Limit) -> str:
-    """Say what keeps a model from being faster."""
-    if limit.unit != "ms":
-        return ""
+def _out_of_reach(limit: Limit, least: float) -> str:
+    """Say how far a budget can go, and what keeps it there."""
+    smallest, whole, most = (amount_text(amount, limit.unit) for amount in (least, limit.dense, limit.most))
+    if limit.key == "budget.speedup":
+        reach = f"expected at most {limit.dense / least:.3g}, the fastest that cuts reach, got"
+        said = f"{reach} {limit.dense / limit.most:.3g}: {smallest} of the dense model's {whole}"
+    else:
+        least_of = f"expected at least {smallest} of the dense model's {whole}"
+        said = f"{least_of}, the smallest that cuts reach, got {most}"
+    rest = ""
+    if limit.unit == "ms":
+        rest = f" {limit.costs.rest():.2g} ms are in front of the blocks and behind them, never cut."
     return (
-        f" Of it, {limit.costs.rest():.2g} ms are in front of the blocks and behind them, where nothing is"
-        " cut, and each block keeps a quarter of its widths. Ask for less, or begin with a smaller model."
+        f"{limit.key}: {said}. Each block keeps half of its heads and a quarter of other dims, neurons and"
+        f" tokens.{rest} Ask for less, or begin with a smaller model."
     )
 
 

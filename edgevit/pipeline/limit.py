@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from edgevit.budget import BudgetSection, Unit
+from edgevit.budget import BudgetSection, Unit, amount_text
 from edgevit.errors import BackendUnavailableError, PlanError, RecipeError
 from edgevit.measure.table import LatencyCost, LatencyTable
 from edgevit.pipeline.artefacts import Device
@@ -60,6 +60,8 @@ def find_limit(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets, *, dead
         RecipeError: the budget names a target or precision that the recipe does not build for.
         BackendUnavailableError: the target cannot be timed here.
         UnsupportedModelError: a budget of time for a model of which no table is made.
+        BackendError: the runtime refuses a part of the model.
+        MeasurementError: the times tell nothing of blocks.
     """
     budget, arch = inputs.recipe.recipe.budget, dense.loaded.model.arch
     assert budget is not None
@@ -78,11 +80,6 @@ def find_limit(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets, *, dead
             f" {amount_text(limit.most, limit.unit)}. Give a smaller one, or take [budget] out."
         )
     return limit
-
-
-def amount_text(amount: float, unit: Unit) -> str:
-    """Write an amount for a message."""
-    return f"{amount:.3g} ms" if unit == "ms" else f"{amount:.4g}"
 
 
 def _time(stages: Stages, inputs: Inputs, dense: Saved, sets: Sets) -> TimedTable:

@@ -41,6 +41,15 @@ _LEAST_SHARE: dict[Kind, float] = {
 """What a block keeps at least: beyond it the sum over cuts says little."""
 
 
+class OutOfReachError(PlanError):
+    """No choice is within a limit."""
+
+    def __init__(self, least: float, limit: float) -> None:
+        super().__init__(f"expected at least {least:.6g}, the smallest that cuts reach, got {limit:.6g}")
+        self.least = least
+        """The smallest cost that can be reached."""
+
+
 class CostModel(Protocol):
     """What a model costs, in one unit: MACs, params or milliseconds.
 
@@ -195,14 +204,14 @@ def allocate(sensitivity: Sensitivity, choices: Choices, costs: CostModel, limit
         limit: most that the model may cost, in the unit of `costs`.
 
     Raises:
-        PlanError: no choice is within the limit; names the smallest cost that can be reached.
+        OutOfReachError: no choice is within the limit.
     """
     edges = [_edges(index, sensitivity, choices, costs) for index in range(len(choices.blocks))]
     problem = _Problem(choices, costs, Paths(edges))
     smallest = problem.paths.cheapest(math.inf)
     least = problem.cost(smallest)
     if least > limit:
-        raise PlanError(f"expected at least {least:.6g}, the smallest that cuts reach, got {limit:.6g}")
+        raise OutOfReachError(least, limit)
     whole = problem.paths.cheapest(0.0)
     if problem.cost(whole) <= limit:
         return problem.describe(whole, 0.0)
