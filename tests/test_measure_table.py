@@ -111,8 +111,8 @@ def test_table_of_exact_parts_predicts_another_model() -> None:
     for arch, start, count in itertools.product(archs, range(4), (1, 2)):
         terms = part_terms(arch, range(start, min(start + count, 4)))
         ms = sum(UNIT_MS[name] * amount for name, amount in terms.items())
-        timed.append(TimedPart(f"{len(timed)}", terms, ms, 0.0))
-    table = make_table(ON, ARCH.embed, timed, 0.0)
+        timed.append(TimedPart(f"{len(timed)}", terms, ms))
+    table = make_table(ON, timed, 0.0)
     assert max(map(abs, table.errors)) < 1e-6
     other = _slim(Counts(tokens=[14, 14, 14, 14], qk_dim=6, hidden=17))
     assert table.total_ms(other) == pytest.approx(TABLE.total_ms(other))
@@ -202,7 +202,7 @@ def test_total_of_a_whole_model_is_the_rest_and_every_block() -> None:
 def test_blocks_of_a_part_take_what_they_would_in_a_whole_model() -> None:
     arch = _slim(SLIM["merged once"])
     terms = part_terms(arch, range(1, 2))
-    part = TimedPart("merge", terms, sum(UNIT_MS[name] * count for name, count in terms.items()), 0.0)
+    part = TimedPart("merge", terms, sum(UNIT_MS[name] * count for name, count in terms.items()))
     assert WHOLE.blocks_of_part_ms(part) == pytest.approx(WHOLE.blocks_ms(arch)[1])
 
 

@@ -34,4 +34,4 @@ UNIT_MS = {
     "pooling": 11.0,
     "gathering": 12.0,
 }
-TABLE = LatencyTable(ON, ARCH.embed, 0.0, (), UNIT_MS)
+TABLE = LatencyTable(ON, 0.0, (), UNIT_MS)

@@ -22,8 +22,8 @@ _POLISHES = 10
 def parts_budget(timing: Timing) -> TimeBudget:
     """Return how long all parts of a table are timed together, in a protocol that gives a pair `seconds`.
 
-    They are some thirty, each a tenth of a model or less: four times as long is enough for all of them, and a
-    tenth of the warm-up for each.
+    They are some thirty, each a block or two, and seven whole models: four times as long is enough for all of
+    them, and a tenth of the warm-up for each.
     """
     return TimeBudget(
         _WARMUP_SHARE * timing.warmup_s,

@@ -172,7 +172,6 @@ class TimedPart:
     terms: Terms
     ms: float
     """Median."""
-    mad_ms: float
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,6 @@ class LatencyTable:
     """Times of blocks on one device in one precision, and what they say about blocks of any dims."""
 
     on: TableDevice
-    embed: int
-    """Width of the residual stream that was timed."""
     drift: float
     """How much slower all parts together ran in the second half of the timing than in the first."""
     parts: tuple[TimedPart, ...]
@@ -240,10 +237,10 @@ class LatencyTable:
         return self.rest_ms() + sum(self.blocks_ms(arch))
 
 
-def make_table(on: TableDevice, embed: int, timed: Sequence[TimedPart], drift: float) -> LatencyTable:
+def make_table(on: TableDevice, timed: Sequence[TimedPart], drift: float) -> LatencyTable:
     """Fit a table to the parts that were timed."""
     found = fit_terms([part.terms for part in timed], np.array([part.ms for part in timed]))
-    return LatencyTable(on, embed, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
+    return LatencyTable(on, drift, tuple(timed), {"stem": 0.0, "head": 0.0, **found})
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def measure_table(
 
     times = bench.time("latency-times", key, graphs)
     timed = [_timed_part(long.arch, name, blocks, times) for name, blocks in long.parts.items()]
-    table = make_table(bench.on, arch.embed, timed, times.drift)
+    table = make_table(bench.on, timed, times.drift)
     models = [TimedModel(name, model, times.median_ms[name]) for name, model in whole.items()]
     return fit_whole(table, TimedModel(_DENSE, arch, times.median_ms[_DENSE]), models)
 
@@ -124,7 +124,7 @@ def measure_blocks(
 
 
 def _timed_part(arch: Arch, name: str, blocks: range, times: PartTimes) -> TimedPart:
-    return TimedPart(name, part_terms(arch, blocks), times.median_ms[name], times.mad_ms[name])
+    return TimedPart(name, part_terms(arch, blocks), times.median_ms[name])
 
 
 def _write_random(arch: Arch, form: Form, precision: Precision, folder: Path) -> Path:
