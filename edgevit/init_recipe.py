@@ -35,6 +35,10 @@ name = {name}
 [plan]
 {plan}
 
+# Or say what the model may cost, in place of [plan]; edgevit measures what cuts lose, and plans:
+#   [budget]
+#   macs = 0.6  # share of the dense model's; or speedup = 1.5, or latency_ms, on the target
+
 # Or let methods decide ("[prune]" in docs/recipes.md). What they decide goes out of [plan]:
 #   [[prune]]
 #   method = "coupled-dims"    # QK and VO dims, by their weights

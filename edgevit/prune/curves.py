@@ -63,7 +63,7 @@ class Curve:
         below = min(math.floor(kept), self.most - 1)
         share = kept - below
         error = (1 - share) * self.errors[below] + share * self.errors[below + 1]
-        # Directions that carry nothing have no error; a thousandth per count keeps the sizes apart.
+        # Directions that carry nothing have no error; a billionth of the whole error keeps the sizes apart.
         return error + (self.most - kept) * max(self.errors[0], _LEAST_KL) * 1e-9
 
 
