@@ -267,9 +267,18 @@ def test_runtime_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> Non
     assert "openvino: not installed here" in done.stderr
     assert "pip install openvino" in done.stderr
     assert not (tmp_path / "out").exists()
+    timed = write_toy(tmp_path, plan="[budget]\nspeedup = 1.2\n", runtime="openvino")
+    done = _python(code, "build", str(timed), "--out", str(tmp_path / "out"))
+    assert done.returncode == 6
+    assert "budget.speedup needs it to time blocks; a budget of macs is planned without" in _in_a_line(done)
     listed = _python(code, "targets")
     assert (listed.returncode, "openvino missing" in listed.stdout) == (0, True)
     assert "pip install openvino" in listed.stdout
+
+
+def _in_a_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what was said of an error, which terminals fold."""
+    return " ".join(done.stderr.split())
 
 
 def _python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
