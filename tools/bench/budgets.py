@@ -23,7 +23,7 @@ from pathlib import Path
 
 import record
 import speed
-from budget_times import PRECISIONS, keep_promise, match_uniform, time_sensitivity
+from budget_times import CALIBRATION, PRECISIONS, keep_promise, match_uniform, time_sensitivity
 from record import Bound, Figure, Notebook, Row
 from subjects import BENCH, DATA, TOLD, cpu_target, use_threads
 
@@ -35,8 +35,7 @@ from edgevit.report.model import Report, Result, load_report
 SECTION, REQUESTS_SECTION, PROMISE_SECTION = "budgets", "budget-requests", "budget-promise"
 REQUESTS = (1.2, 1.4, 1.6, 1.8, 2.0)
 WITHIN = Bound(0.93, 1.07)
-CALIBRATION = 1000
-JUDGED = 256
+REQUEST_IMAGES = 256
 """Images that a request is slimmed with: those that cuts are measured on, as only its time is looked at."""
 WANTED_MINUTES = Bound(high=5.0)
 WANTED_SENSITIVITY = Bound(high=6.0)
@@ -203,7 +202,7 @@ def run_requests(runs: Runs) -> None:
             name=f"request-{asked}",
             data=DATA,
             bench=BENCH,
-            calibration=64 if runs.quick else JUDGED,
+            calibration=64 if runs.quick else REQUEST_IMAGES,
             budget=f"speedup = {asked}",
             precisions=_precisions("fp32"),
         )
