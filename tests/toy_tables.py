@@ -23,6 +23,7 @@ UNIT_MS = {
     "vo registers": 2.0,
     "projection tiles": 1.5,
     "mlp tiles": 1.2,
+    "mlp of many tokens": 30.0,
     "softmax": 40.0,
     "mlp": 9.0,
     "neurons": 20.0,

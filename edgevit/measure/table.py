@@ -40,7 +40,8 @@ _WHOLE_SPREAD = 0.01
 """About how far times of whole models are off, as a share; the dense model's counts ten times as much."""
 
 Terms = Mapping[str, float]
-"""What something computes, by term, in millions; `block` and its like in pieces."""
+"""What something computes, by term, in millions (the MLP of many tokens in billions); `block` and its like in
+pieces."""
 
 
 def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float]:
@@ -67,6 +68,7 @@ def block_terms(arch: Arch, block: BlockDims, *, sized: bool) -> dict[str, float
         "mlp": 2 * block.tokens_out * block.embed * block.hidden / 1e6,
         "projection tiles": rows * block.embed * (_whole(qk, _TILE) + _whole(vo, _TILE)) / 1e6,
         "mlp tiles": 2 * block.tokens_out * block.embed * _whole(block.hidden, _TILE) / 1e6,
+        "mlp of many tokens": 2 * block.tokens_out**2 * block.embed * block.hidden / 1e9,
         "neurons": block.tokens_out * block.hidden / 1e6,
         "weights": 2 * block.embed * (qk + vo + block.hidden) / 1e6,
     }
