@@ -58,7 +58,7 @@ def test_block_that_is_not_cut_promises_nothing() -> None:
     assert (row.promised, row.kept) == (None, None)
 
 
-def test_breaking_lists_the_worst_first_and_none_that_keep_enough() -> None:
+def test_breaking_lists_what_costs_most_first_and_none_that_keep_enough() -> None:
     facts = time_budget()
     slow = {1: 0.8, 2: 1.2}
     blocks = tuple(

@@ -311,7 +311,7 @@ def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> N
         "The latency table is of 32 parts, the worst of which is 2.3% off. Of 2 whole models, each predicted"
         " from the others, the one that is merged once to 60 % is farthest off: 4.0% below what it took."
     )
-    assert promise.startswith("Of what MACs promise, least is kept by blocks.11, ")
+    assert promise.startswith("Of what MACs promise, most is lost in blocks.11, which keeps ")
     assert decided == "All attention heads stay."
     facts = time_budget().table
     assert facts is not None
@@ -320,7 +320,7 @@ def test_budget_of_time_says_what_came_of_it_and_how_far_its_table_is_off() -> N
     assert "2.3% off, timed on a machine that became 40.0% faster meanwhile. Of 2" in table
 
 
-def test_budget_names_three_blocks_that_keep_least_with_what_was_done_to_them() -> None:
+def test_budget_names_three_blocks_that_lose_most_with_what_was_done_to_them() -> None:
     merged = ReductionFacts(place="blocks.3", strategy="merge", before=197, after=101)
     made = report()
     slow = time_budget().blocks[3].model_copy(update={"measured": 0.8})
@@ -331,7 +331,7 @@ def test_budget_names_three_blocks_that_keep_least_with_what_was_done_to_them() 
     third = rows["blocks.3"]
     assert third.kept is not None
     assert said.count("would keep it") == 3
-    assert f"blocks.3, {100 * third.kept:.0f}% (merge, 197 to 101 tokens; " in said
+    assert f"blocks.3, which keeps {100 * third.kept:.0f}% (merge, 197 to 101 tokens; " in said
     assert "blocks.11, " in said
     assert "(dead tokens dropped; " in said
     assert "(2 of 3 heads, 48 of 64 QK dims, 48 of 64 VO dims, 480 of 768 hidden neurons; " in said

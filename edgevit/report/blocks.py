@@ -41,6 +41,11 @@ class BudgetRow:
     kept: float | None
     """The share of the promise; None where nothing is promised, or no time is known of one of the two."""
 
+    @property
+    def lost(self) -> float:
+        """Return the milliseconds that the block takes beyond its promise; below 0 where it keeps more."""
+        return 0.0 if self.time is None or self.kept is None else self.time * (1.0 - self.kept)
+
 
 def budget_rows(report: Report) -> tuple[BudgetRow, ...]:
     """Return the blocks of a report with a budget; none without one."""
@@ -65,13 +70,12 @@ def block_scales(facts: BudgetFacts) -> Scales | None:
 def breaking(report: Report) -> list[BudgetRow]:
     """Return the blocks that keep less of their promise than the whole model does, or too little.
 
-    The one that keeps least comes first.
+    The one that costs most time comes first.
     """
-    rows = [(row.kept, row) for row in budget_rows(report) if row.kept is not None]
     whole = planned_for(report)
     least = max(_BREAKS, 0.0 if whole is None else whole.speedup.promise)
-    worst = sorted((pair for pair in rows if pair[0] < least), key=lambda pair: pair[0])
-    return [row for _, row in worst]
+    found = [row for row in budget_rows(report) if row.kept is not None and row.kept < least]
+    return sorted(found, key=lambda row: row.lost, reverse=True)
 
 
 def planned_for(report: Report) -> Result | None:

@@ -203,13 +203,13 @@ _NAMED = 3
 
 
 def _broken(report: Report, facts: BudgetFacts) -> list[str]:
-    """Name the blocks that keep least of what their MACs promise; nothing where all keep enough."""
+    """Name the blocks that lose most of what their MACs promise; nothing where all keep enough."""
     worst = [_of_promise(report, row) for row in breaking(report)[:_NAMED]]
     if not worst:
         return []
     measured = "Blocks were timed alone, and are scaled to what the whole models took"
     times = "The times are planned" if block_scales(facts) is None else measured
-    text = f"Of what MACs promise, least is kept by {'; then '.join(worst)}"
+    text = f"Of what MACs promise, most is lost in {'; then '.join(worst)}"
     return [f"{text}. {times}; those of the dense blocks are the latency table's."]
 
 
@@ -219,7 +219,7 @@ def _of_promise(report: Report, row: BudgetRow) -> str:
     assert row.time is not None
     wanted = milliseconds(row.time * row.kept, row.time)
     times = f"{milliseconds(row.time)} ms where {wanted} would keep it"
-    return f"{row.name}, {kept(row.kept)} ({_done_to(report, row)}; {times})"
+    return f"{row.name}, which keeps {kept(row.kept)} ({_done_to(report, row)}; {times})"
 
 
 _COUNTS = {"heads": "heads", "qk_dim": "QK dims", "vo_dim": "VO dims", "hidden": "hidden neurons"}
