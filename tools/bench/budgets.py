@@ -89,7 +89,7 @@ CASES = {
     "fp32-tuned": Case("speedup = 1.85, trained", "speedup = 1.85", 1.0, speedup=1.7, tuned=True),
     "int8": Case("speedup = 1.4, int8", "speedup = 1.4", 1.0, speedup=1.3, precision="int8"),
     "int8-tuned": Case(
-        "speedup = 1.65, int8, trained", "speedup = 1.65", 1.0, speedup=1.5, tuned=True, precision="int8"
+        "speedup = 1.9, int8, trained", "speedup = 1.9", 1.0, speedup=1.5, tuned=True, precision="int8"
     ),
 }
 OTHERS = ("uniform", "requests", "sensitivity-base", *(f"promise-{precision}" for precision in PRECISIONS))
