@@ -155,6 +155,12 @@ def test_export_of_merged_model_computes_no_sizes(tmp_path: Path) -> None:
     assert found["Cast"] == found["Equal"] == found["TopK"] == 2
 
 
+def test_export_of_merging_compares_keys_as_their_layer_gives_them(tmp_path: Path) -> None:
+    nodes = onnx.load(exported(tmp_path, MERGED)).graph.node
+    turned = [node.name for node in nodes if node.op_type == "Transpose" and ".attn.k." in node.name]
+    assert turned == [f"blocks.{index}.attn.k.transpose" for index in range(3)]  # for the logits alone
+
+
 def test_export_with_dynamic_batch_reads_the_batch_once(tmp_path: Path) -> None:
     found = kinds(exported(tmp_path, ARCH, batch=None))
     assert found["Shape"] <= 1

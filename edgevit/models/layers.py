@@ -163,7 +163,9 @@ class SlimBlock(nn.Module):
         Of all heads side by side: heads have bases of their own, so that a mean over heads loses what tells
         patches apart (docs/methods.md).
         """
-        return keys[:, :, self.arch.prefix :].transpose(1, 2).flatten(2)
+        return keys.transpose(1, 2)[:, self.arch.prefix :].flatten(
+            2
+        )  # undone first: runtimes then do neither
 
     def reduction(self, keys: Tensor) -> Reduction:
         """Find what this block merges or drops, from its keys, [B, H, N, K]."""
