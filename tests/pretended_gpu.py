@@ -27,6 +27,17 @@ class MixedDevicesError(RuntimeError):
     """An operator got tensors of the pretended GPU and of the CPU."""
 
 
+def _dispatch(
+    _: object,
+    func: Callable[..., object],
+    types: Sequence[type],
+    args: Sequence[object] = (),
+    kwargs: Mapping[str, object] | None = None,
+) -> object:
+    """Run an operator as torch hands it over, to a class of tensors or to a mode."""
+    return _run(func, args, kwargs or {})
+
+
 class _There(Tensor):
     """A tensor of the pretended GPU; `here` has its numbers."""
 
@@ -51,28 +62,13 @@ class _There(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return _run(func, args, kwargs or {})
+    __torch_dispatch__ = classmethod(_dispatch)
 
 
 class _Factories(TorchDispatchMode):
     """Lets `torch.zeros(..., device=PRETENDED)` and `tensor.to(PRETENDED)` make tensors of that device."""
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return _run(func, args, kwargs or {})
+    __torch_dispatch__ = _dispatch
 
 
 class _FromNumbers(TorchFunctionMode):
